@@ -1,0 +1,38 @@
+"""Writing checkpoints so that a crash, a kill or a full disk never costs one that was finished."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from jepa.errors import InputError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write beside the destination, flush to the disk, rename."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer reports a full disk as a RuntimeError
+            if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+                raise
+            raise InputError(
+                f"no room to write the checkpoint {path} ({error.__class__.__name__}); earlier checkpoints are whole: "
+                "free some space and resume with --ckpt_path last"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""From a file to a world model that is ready to use."""
+
+from __future__ import annotations
+
+import pickle
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jepa.errors import InputError
+from jepa.models.world import WorldModel
+from jepa.schema import Specs
+
+FORMAT = 1
+
+
+def describe(world: WorldModel, tree: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself: the class_path tree that built the world, and the data it was trained on."""
+    return {"format": FORMAT, "world": tree, "specs": world.specs.to_dict()}
+
+
+def load(
+    path: str,
+    untrained: bool = False,
+    device: str = "cpu",
+    allow: tuple[str, ...] = (),
+) -> WorldModel:
+    """Rebuild the world model of a checkpoint, in evaluation mode.
+
+    Args:
+        path: a checkpoint that ``jepa fit`` wrote.
+        untrained: keep the random weights of the same architecture (seed 0): the baseline of every probe.
+        device: where the model goes.
+        allow: packages, other than jepa, whose classes the checkpoint may name.
+
+    Raises:
+        InputError: the file is missing, truncated, of another kind, holds pickled objects, or names foreign classes.
+    """
+    checkpoint = read(path)
+    about = checkpoint["jepa"]
+    if about["format"] != FORMAT:
+        raise InputError(
+            f"{path} has checkpoint format {about['format']}, this version of jepa reads format {FORMAT}; "
+            "load it with the version that wrote it"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        world = build(about["world"], allow)
+        assert isinstance(world, WorldModel), f"the checkpoint's world is a {type(world).__name__}"
+        world.bind(Specs.from_dict(about["specs"]))
+    if not untrained:
+        prefix = "world."
+        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        try:
+            world.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(f"{path} does not fit the model that it describes: {' '.join(str(error).split())}") from error
+    return world.to(device).eval().requires_grad_(False)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The plain contents of a checkpoint file; tensors stay on the CPU."""
+    if not Path(path).is_file():
+        raise InputError(f"no checkpoint at {path}; expected a file that `jepa fit` wrote, e.g. runs/NAME/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds pickled objects or is no checkpoint; only tensors and plain values are read, because "
+            "unpickling can run code: export its state dict with the program that wrote it"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is truncated or damaged ({error.__class__.__name__}); use an earlier checkpoint of the run"
+        ) from error
+    if not isinstance(checkpoint, dict) or "jepa" not in checkpoint:
+        raise InputError(f"{path} was not written by `jepa fit`: it does not describe its model")
+    return checkpoint
+
+
+def build(tree: Any, allow: tuple[str, ...] = ()) -> Any:
+    """Instantiate a class_path tree whose classes live in jepa or in an allowed package."""
+    if isinstance(tree, list):
+        return [build(item, allow) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    arguments = {key: build(value, allow) for key, value in tree.get("init_args", {}).items()}
+    if "class_path" not in tree:
+        return {key: build(value, allow) for key, value in tree.items()}
+    module, _, name = tree["class_path"].rpartition(".")
+    if module.split(".")[0] not in ("jepa", *allow):
+        raise InputError(
+            f"the checkpoint wants to build {tree['class_path']}, which is not part of jepa; if you trust it, "
+            f"name its package: load(..., allow=({module.split('.')[0]!r},))"
+        )
+    try:
+        return getattr(import_module(module), name)(**arguments)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"the checkpoint's {tree['class_path']} cannot be built here: {error}") from error

@@ -1,0 +1,80 @@
+"""The front door: the verbs of the command line. Everything they do lives elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+from jepa import __version__
+from jepa.errors import InputError
+
+HELP = f"""jepa {__version__}: joint-embedding predictive world models
+
+usage: jepa VERB [-c CONFIG] [--key.path=value ...]
+
+  demo      collect, pretrain, probe, plan and report on Two Rooms, in minutes on two CPU cores
+  collect   record episodes of any environment into an HDF5 file
+  fit       pretrain a world model          (also: validate, test, predict)
+  embed     write the frozen latents of a dataset into a feature cache
+  probe     fit a linear, attentive, k-NN or policy probe on a feature cache
+  plan      evaluate latent planning under a named protocol
+  inspect   say what a dataset, checkpoint or feature cache holds
+
+CONFIG is a path, or a name in configs/ such as pretrain/two_rooms. Flags override the file.
+jepa VERB --help lists the flags of a verb, and jepa VERB -c CONFIG --print_config the whole configuration."""
+
+TRAINER_VERBS = ("fit", "validate", "test", "predict")
+FUNCTIONS = {
+    "demo": "tools.demo:demo",
+    "collect": "jepa.tasks.collect:collect",
+    "embed": "jepa.tasks.embed:embed",
+    "probe": "probes.task:probe",
+    "plan": "jepa.tasks.plan:plan",
+    "inspect": "jepa.tasks.inspect:inspect",
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 2 for wrong input, or whatever an unexpected error makes it."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return run(args[0], args[1:])
+    except InputError as error:
+        print(f"jepa: {error}", file=sys.stderr)
+        return 2
+
+
+def run(verb: str, args: list[str]) -> int:
+    verbs = (*TRAINER_VERBS, *FUNCTIONS)
+    if verb not in verbs:
+        near = get_close_matches(verb, verbs, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(verbs)}"
+        raise InputError(f"unknown verb {verb!r}; {hint} (jepa --help)")
+    # a second here, spent only when there is work to do
+    from jepa.runtime import parse_errors, prepare, resolve_configs
+
+    prepare()
+    args = resolve_configs(args)
+    with parse_errors(verb):
+        if verb in TRAINER_VERBS:
+            from jepa.tasks.base import run_trainer
+
+            run_trainer(verb, args)
+        else:
+            from jepa.runtime import call
+
+            module, name = FUNCTIONS[verb].split(":")
+            if (result := call(getattr(import_module(module), name), args)) is not None:
+                print(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

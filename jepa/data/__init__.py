@@ -1,0 +1,1 @@
+"""Episodes on disk, the windows over them, and their way to the device."""

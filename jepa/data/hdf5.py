@@ -1,0 +1,457 @@
+"""Episodes in one HDF5 file: flat columns over all steps, one after the other, as stable-worldmodel stores them.
+
+    pixels      uint8   [F,H,W,C]   one frame per chunk, gzip level 1
+    action      float32 [F,a]       row t leads from frame t to t+1; the last row of an episode is NaN padding
+    proprio     float32 [F,P]       optional
+    state       float32 [F,X]       optional; privileged: probes, scripts and evaluation only
+    reward      float32 [F]         optional, padded like the action
+    terminated  bool    [F]         optional, padded like the action, with false
+    ep_len      int64   [E]         frames of each episode
+    ep_offset   int64   [E]         its first row
+
+Attributes: ``format``, ``version``, ``specs`` (JSON of :class:`jepa.schema.Specs`) and ``finished``. A file without them
+is read as a plain stable-worldmodel file.
+
+Why one frame per chunk: a window decompresses exactly its frames, and a frame once written is never touched again.
+gzip-1 reads as fast as lzf and takes little more than half of its room on uniform images.
+
+Why SWMR (single writer, multiple readers) mode: it orders the writes such that the file on the disk is readable at
+every moment. An episode counts from the moment when its ``ep_len`` is written, which is after everything else of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa.data.columns import NAMES, SCAN, check_finite, episode_rows, measured, width
+from jepa.errors import InputError
+from jepa.schema import ActionSpec, ObservationSpec, Sample, Specs
+
+log = logging.getLogger(__name__)
+
+FORMAT, VERSION = "jepa.episodes", 1
+ROWS = 1024  # rows per chunk of the narrow columns
+CHUNK_CACHE = 16 << 20  # bytes per column: holds the chunks of a window where other writers put many frames in one
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Hdf5Episodes:
+    """Episodes of one HDF5 file: a :class:`jepa.schema.Episodes`.
+
+    The file is checked once, when the object is made, and opened again lazily in every process that reads, so that the
+    object can be forked, pickled and sent to data workers. An unfinished file (``*.part``) gives the episodes that were
+    completely written.
+
+    Args:
+        path: The file, written by ``jepa collect`` or by stable-worldmodel.
+        memory: Load the columns into memory at the first read. Workers forked after that share them.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, not HDF5, of another version, lacks a column, holds columns
+            of another type or shape, NaN or infinite numbers, or no episode.
+    """
+
+    def __init__(self, path: str | Path, memory: bool = False) -> None:
+        self.path, self.memory = Path(path), memory
+        self._tables: dict[str, Any] | None = None
+        self._process = -1
+        with _open(self.path) as file, _damage(self.path):
+            tables = _columns(file, self.path)
+            self._length, self._offset = _index(file, tables, self.path)
+            if not len(self._length):
+                raise InputError(f"{self.path} holds no complete episode; collect some first")
+            for name in tables.keys() - {"video", "terminated"}:
+                check_finite(name, tables[name], self._length, self._offset, self.path)
+            stored = _stored(file, tables, self.path)
+            self.specs = stored if _finished(file) else measured(stored, tables, self._length, self._offset)
+            self.columns = tuple(tables)
+
+    def __len__(self) -> int:
+        return len(self._length)
+
+    def length(self, episode: int) -> int:
+        return int(self._length[episode])
+
+    def read(self, episode: int, frames: Any, columns: tuple[str, ...] | None = None) -> Sample:
+        """Rows ``frames`` (int64 [T], any order) of an episode: video uint8 [T,C,H,W] (a permuted view), action
+        float32 [T,a], proprio [T,P], state [T,X], reward [T], terminated bool [T]. Only these frames are decoded.
+
+        ``columns`` are names of :class:`jepa.schema.Sample`; all that exist by default.
+        """
+        return self.read_many(np.array([episode]), np.asarray(frames, dtype=np.int64)[None], columns).map(lambda x: x[0])
+
+    def read_many(self, episodes: np.ndarray, frames: np.ndarray, columns: tuple[str, ...] | None = None) -> Sample:
+        """Frames int64 [B,T] of the episodes int64 [B], as :meth:`read` gives them with a batch axis before."""
+        length = self._length[episodes]
+        if frames.size and (frames.min() < 0 or (frames.max(axis=1) >= length).any()):
+            raise IndexError(f"episodes {episodes} of {self.path} have {length} frames, asked for {frames.tolist()}")
+        tables = self._opened()
+        if missing := [name for name in columns or () if name not in tables]:
+            raise InputError(f"{self.path} has no column {missing[0]!r}; it has {', '.join(tables)}")
+        rows = frames + self._offset[episodes][:, None]
+        with _damage(self.path):
+            wanted = tables if columns is None else columns
+            return Sample(**{name: _tensor(name, _take(tables[name], rows)) for name in wanted})
+
+    def _opened(self) -> dict[str, Any]:
+        """Column name -> array in memory, or HDF5 dataset opened by this process: a handle must not cross a fork."""
+        if self._tables is None or not (self.memory or self._process == os.getpid()):
+            file = _open(self.path)
+            self._tables, self._process = {name: file[_stored_name(name)] for name in self.columns}, os.getpid()
+            if self.memory:
+                with file, _damage(self.path):
+                    self._tables = self._loaded(self._tables)
+        return self._tables
+
+    def _loaded(self, tables: Mapping[str, h5py.Dataset]) -> dict[str, np.ndarray]:
+        rows = int((self._offset + self._length).max())
+        need = sum(rows * width(table) * table.dtype.itemsize for table in tables.values())
+        log.info("loading %d frames of %s into memory (%.0f MB)", rows, self.path, need / 1e6)
+        if need > (free := _free_memory()):
+            log.warning(
+                "%s takes %.0f MB of memory and only %.0f MB are free; memory=False reads from the disk instead",
+                *(self.path, need / 1e6, free / 1e6),
+            )
+        return {name: table[:rows] for name, table in tables.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": None, "_process": -1}
+
+
+class Hdf5Writer:
+    """Appends whole episodes to ``<path>.part`` and renames it to ``path`` when the collection is finished.
+
+    After a kill at any moment ``<path>.part`` can be read and holds every episode appended before; ``resume=True`` goes
+    on behind them, or behind those of a finished ``path``. Leaving the context with an error keeps the ``.part`` file.
+    The columns are those of the first episode.
+
+    Args:
+        path: The file to write; refused if it exists and ``resume`` is false.
+        specs: What the episodes hold; its statistics are replaced by those of all episodes when the file is finished.
+        resume: Keep the episodes that were written before. ``episodes`` says how many there are.
+    """
+
+    def __init__(self, path: str | Path, specs: Specs, resume: bool = False) -> None:
+        self.path, self.specs = Path(path), specs
+        self.part = self.path.with_name(self.path.name + ".part")
+        self.episodes = self.frames = 0
+        self._file: h5py.File | None = None
+        self._at = self.part.with_name(self.part.name + ".new")  # the name of the open file
+        self._closed = False
+        found = [file for file in (self.part, self.path) if file.exists()]
+        if found and not resume:
+            raise InputError(f"{found[0]} exists already; resume it, remove it, or choose another path")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if found:
+            self._salvage(found[0])
+
+    def append(
+        self,
+        video: Tensor | np.ndarray,
+        action: Tensor | np.ndarray,
+        proprio: Tensor | np.ndarray | None = None,
+        state: Tensor | np.ndarray | None = None,
+        reward: Tensor | np.ndarray | None = None,
+        terminated: Tensor | np.ndarray | None = None,
+    ) -> None:
+        """Write one whole episode of T frames.
+
+        video uint8 [T,C,H,W]; action float [T-1,a]; proprio [T,P]; state [T,X]; reward [T-1]; terminated bool [T-1].
+        Action, reward and terminated may also have T rows, as :meth:`Hdf5Episodes.read` gives them; the last is padding.
+
+        Raises:
+            InputError: another shape, width or type than the specs say; NaN or infinite numbers; no room on the disk.
+        """
+        assert not self._closed, f"append to {self.path}, which is closed"
+        given = {"video": video, "action": action, "proprio": proprio, "state": state, "reward": reward}
+        rows = episode_rows(given | {"terminated": terminated}, self.specs, self.episodes)
+        with self._room(sum(values.nbytes for values in rows.values())):
+            if self._file is None:
+                self._begin(rows)
+                self._publish()
+            self._write(rows)
+
+    def close(self) -> None:
+        """Store the statistics, finish the file and give it its name."""
+        if self._closed:
+            return
+        if not self.episodes:
+            raise InputError(f"no episode was written to {self.path}; append at least one")
+        with self._room(0):
+            tables = _columns(self._file, self.part)
+            self.specs = measured(self.specs, tables, *_index(self._file, tables, self.part))
+            text = json.dumps(self.specs.to_dict()).ljust(len(self._file.attrs["specs"]))
+            self._file.attrs.modify("specs", np.bytes_(text))
+            self._file.attrs.modify("finished", np.uint8(1))
+            self._file.close()
+        os.replace(self.part, self.path)
+        self._closed = True
+        log.info("wrote %d episodes, %d frames: %s", self.episodes, self.frames, self.path)
+
+    def __enter__(self) -> Hdf5Writer:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.close()
+        elif self._file is not None and not self._closed:
+            self._file.close()
+            self._closed = True
+            log.warning("unfinished: %d episodes are kept in %s, resume goes on", self.episodes, self.part)
+
+    def _begin(self, rows: Mapping[str, Any]) -> None:
+        """A file with every object that it will ever have: SWMR mode allows no new ones."""
+        self._file = file = h5py.File(self._at, "w", libver=("v110", "v110"))
+        text = json.dumps(self.specs.to_dict())
+        numbers = 2 * (self.specs.action.env_width + len(self.specs.observation.proprio_mean))
+        file.attrs["format"], file.attrs["version"], file.attrs["finished"] = FORMAT, VERSION, np.uint8(0)
+        file.attrs["specs"] = np.bytes_(text.ljust(len(text) + 32 * numbers))  # room for all digits of the statistics
+        for name, values in rows.items():
+            shape = tuple(values.shape[1:])
+            kind: dict[str, Any] = {"chunks": (ROWS, *shape)}
+            if name == "video":
+                kind = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1}
+            file.create_dataset(_stored_name(name), (0, *shape), values.dtype, maxshape=(None, *shape), **kind)
+        for name in ("ep_offset", "ep_len"):
+            file.create_dataset(name, (0,), np.int64, maxshape=(None,), chunks=(ROWS,))
+
+    def _publish(self) -> None:
+        """From here on the file is readable at every moment, and only now it takes its name."""
+        self._file.swmr_mode = True
+        os.replace(self._at, self.part)
+        self._at = self.part
+
+    def _write(self, rows: Mapping[str, np.ndarray]) -> None:
+        if differ := rows.keys() ^ _columns(self._file, self.part).keys():
+            raise InputError(f"episode {self.episodes} and those before it differ in having {', '.join(sorted(differ))}")
+        for name, values in rows.items():
+            _put(self._file[_stored_name(name)], self.frames, values)
+        self._commit(np.array([self.frames]), np.array([len(rows["video"])]))
+
+    def _commit(self, offset: np.ndarray, length: np.ndarray) -> None:
+        _put(self._file["ep_offset"], self.episodes, offset)
+        self._file.flush()
+        _put(self._file["ep_len"], self.episodes, length)  # nothing counts before this
+        self._file.flush()
+        self.episodes, self.frames = self.episodes + len(length), self.frames + int(length.sum())
+
+    def _salvage(self, source: Path) -> None:
+        """Copy the whole episodes of an earlier file, and go on behind them."""
+        with _open(source) as old, _damage(source):
+            tables = _columns(old, source)
+            if differ := _differences(_stored(old, tables, source), self.specs):
+                raise InputError(f"{source} cannot be resumed with other specs ({differ[0]}); choose another path")
+            length, offset = _index(old, tables, source)
+            with self._room(source.stat().st_size):
+                self._begin(tables)
+                self._copy(tables, int(length.sum()))
+                self._commit(offset, length)
+                self._publish()
+        log.info("resuming %s behind %d episodes", self.path, self.episodes)
+
+    def _copy(self, tables: Mapping[str, h5py.Dataset], rows: int) -> None:
+        for name, table in tables.items():
+            target = self._file[_stored_name(name)]
+            target.resize(rows, axis=0)
+            if name == "video":  # compressed frames, as they are
+                for row in range(rows):
+                    mask, data = table.id.read_direct_chunk((row, 0, 0, 0))
+                    target.id.write_direct_chunk((row, 0, 0, 0), data, mask)
+            else:
+                for row in range(0, rows, SCAN):
+                    target[row : row + SCAN] = table[row : min(row + SCAN, rows)]
+
+    @contextmanager
+    def _room(self, need: int) -> Iterator[None]:
+        """Turn a full disk into one line, and remove the partial file."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            held = self._abandon()
+            raise InputError(
+                f"no room on the disk for {self.path}: {self.episodes} episodes took {held / 1e6:.1f} MB and the next "
+                f"step needs up to {need / 1e6:.1f} MB more; {self._at} was removed, make room or choose another place"
+            ) from error
+
+    def _abandon(self) -> int:
+        """Remove the open file; returns its size. HDF5 insists on writing its rest when it closes, and crashes the
+        process at its end if it cannot: /dev/null takes it."""
+        held = self._at.stat().st_size if self._at.exists() else 0
+        if self._file is not None and self._file:
+            void = os.open(os.devnull, os.O_RDWR)
+            os.dup2(void, self._file.id.get_vfd_handle())
+            os.close(void)
+            self._file.close()
+        self._at.unlink(missing_ok=True)
+        self._closed = True
+        return held
+
+
+def _stored_name(name: str) -> str:
+    return "pixels" if name == "video" else name
+
+
+def _finished(file: h5py.File) -> bool:
+    return bool(file.attrs.get("finished", False))
+
+
+def _open(path: Path) -> h5py.File:
+    """Open for reading; InputError where that is impossible. A file that a writer left open is read in SWMR mode."""
+    part = path.with_name(path.name + ".part")
+    if not path.is_file():
+        hint = f"; an unfinished collection is at {part}" if part.exists() else "; collect it first or check the path"
+        raise InputError(f"{path} is no file{hint}")
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty, expected an HDF5 file of episodes; collect or copy it again")
+    if not h5py.is_hdf5(path):
+        raise InputError(f"{path} is not an HDF5 file; expected one written by jepa collect or stable-worldmodel")
+    with _damage(path):
+        try:
+            return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
+        except OSError as error:
+            if "already open" not in str(error):
+                raise
+            return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE, swmr=True, libver="latest")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """HDF5's own words for a file that ends too early or holds nonsense, in one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if getattr(error, "errno", None) in DISK_FULL:
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is truncated or damaged; copy or collect it again ({reason})") from error
+
+
+def _columns(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+    """Column name -> dataset, with their types, shapes and filters checked."""
+    if file.attrs.get("format", FORMAT) != FORMAT or file.attrs.get("version", VERSION) != VERSION:
+        found = f"{file.attrs.get('format')!r} version {file.attrs.get('version')}"
+        raise InputError(f"{path} is {found}, expected {FORMAT!r} version {VERSION}; collect it again")
+    found = {name: file[_stored_name(name)] for name in NAMES if _stored_name(name) in file}
+    if missing := [name for name in ("pixels", "action", "ep_len") if name not in file]:
+        raise InputError(f"{path} has no column {missing[0]!r}, which episodes need; it has {', '.join(file)}")
+    for name, table in found.items():
+        kinds, sizes, expected = _EXPECTED[name]
+        if table.dtype.kind not in kinds or table.ndim not in sizes or (name == "video" and table.dtype.itemsize != 1):
+            shown = f"{table.dtype} {list(table.shape)}"
+            raise InputError(f"{path}: column {_stored_name(name)!r} is {shown}, expected {expected}")
+        filters = table.id.get_create_plist()
+        for number in range(filters.get_nfilters()):
+            if not h5py.h5z.filter_avail(filters.get_filter(number)[0]):
+                raise InputError(f"{path}: {_stored_name(name)!r} is compressed by a plugin; repack it with gzip")
+    return found
+
+
+_EXPECTED = {
+    "video": ("u", (4,), "uint8 [F,H,W,C]"),
+    "action": ("f", (2,), "float [F,a]"),
+    "proprio": ("f", (2,), "float [F,P]"),
+    "state": ("f", (2,), "float [F,X]"),
+    "reward": ("f", (1, 2), "float [F]"),
+    "terminated": ("bui", (1, 2), "bool [F]"),
+}
+
+
+def _index(file: h5py.File, tables: Mapping[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Length and first row (int64 [E]) of every episode; of an unfinished file, of those that are complete."""
+    length = file["ep_len"][:].astype(np.int64).reshape(-1)
+    offset = np.cumsum(length) - length
+    if "ep_offset" in file:
+        count = min(len(length), len(file["ep_offset"]))
+        length, offset = length[:count], file["ep_offset"][:count].astype(np.int64).reshape(-1)
+    rows = min(len(table) for table in tables.values())
+    good = (length > 0) & (offset >= 0) & (offset + length <= rows)
+    if file.attrs.get("finished", True):
+        if not good.all():
+            raise InputError(f"{path}: episode {int(good.argmin())} points outside of the {rows} rows; it is damaged")
+        return length, offset
+    count = len(good) if good.all() else int(good.argmin())
+    return length[:count], offset[:count]
+
+
+def _stored(file: h5py.File, tables: Mapping[str, h5py.Dataset], path: Path) -> Specs:
+    """The specs that the file carries, or what a plain stable-worldmodel file tells."""
+    actions, (height, wide, channels) = width(tables["action"]), tables["video"].shape[1:]
+    proprio, state = (width(tables[name]) if name in tables else 0 for name in ("proprio", "state"))
+    if "specs" not in file.attrs:
+        zero, one, edge = (0.0,) * actions, (1.0,) * actions, (float("inf"),) * actions
+        names = tuple(f"state_{number}" for number in range(state))
+        seen = ObservationSpec(height, wide, channels, (0.0,) * proprio, (1.0,) * proprio, names)
+        return Specs(ActionSpec(tuple(-bound for bound in edge), edge, zero, one), seen)
+    try:
+        specs = Specs.from_dict(json.loads(bytes(file.attrs["specs"])))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its specs cannot be read ({error}); collect it again") from error
+    seen = specs.observation
+    promised = (specs.action.env_width, seen.height, seen.width, seen.channels, len(seen.proprio_mean))
+    promised += (len(seen.state_names),)
+    if promised != (actions, height, wide, channels, proprio, state):
+        raise InputError(
+            f"{path}: action, height, width, channels, proprio, state are {promised} in its specs and "
+            f"{(actions, height, wide, channels, proprio, state)} in its columns; collect it again"
+        )
+    return specs
+
+
+def _differences(mine: Specs, theirs: Specs) -> list[str]:
+    """What differs, but for the statistics."""
+    measures = ("action.mean", "action.std", "observation.proprio_mean", "observation.proprio_std")
+    return [line for line in mine.differences(theirs) if not line.startswith(measures)]
+
+
+def _put(table: h5py.Dataset, start: int, values: np.ndarray) -> None:
+    table.resize(start + len(values), axis=0)
+    table[start:] = values
+
+
+def _take(table: Any, rows: np.ndarray) -> np.ndarray:
+    """Rows [B,T] of an array or a dataset. HDF5 needs milliseconds for a strided selection, microseconds for a run."""
+    if isinstance(table, np.ndarray):
+        return table[rows]
+    taken = np.empty((*rows.shape, *table.shape[1:]), table.dtype)
+    for window, places in zip(taken, rows):
+        if table.ndim < 4 and len(places):  # narrow: what lies between costs less than another call
+            first = places.min()
+            window[:] = table[first : places.max() + 1][places - first]
+            continue
+        cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1), len(places)]
+        for begin, end in zip(cuts, cuts[1:]):
+            if begin < end:
+                window[begin:end] = table[places[begin] : places[end - 1] + 1]
+    return taken
+
+
+def _tensor(name: str, rows: np.ndarray) -> Tensor:
+    """Rows [B,T,...] as a :class:`jepa.schema.Sample` holds them."""
+    if name == "video":
+        return torch.from_numpy(rows).permute(0, 1, 4, 2, 3)
+    if name in ("reward", "terminated"):
+        rows = rows.reshape(rows.shape[:2])
+    return torch.from_numpy(rows.astype(bool if name == "terminated" else np.float32, copy=False))
+
+
+def _free_memory() -> float:
+    """Bytes that can be allocated without swapping."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,0 +1,74 @@
+"""The order of the training windows: a pure function of seed and epoch, so that a killed fit goes on exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from jepa.data.clips import collate
+
+
+class EpochOrder(DistributedSampler):
+    """Window numbers of one epoch, for one of ``ranks`` processes.
+
+    The order of the epoch is drawn from (seed, epoch) alone, and rank r takes every ``ranks``-th number from r on: the
+    ranks share no place of it. A DistributedSampler in name, since Lightning leaves those as they are and calls their
+    ``set_epoch``.
+
+    Args:
+        windows: How many windows there are.
+        count: Windows of an epoch, drawn with replacement; None takes each window once.
+        seed: Seed of the order.
+        rank: Number of this process.
+        ranks: Number of processes.
+    """
+
+    def __init__(self, windows: int, count: int | None = None, seed: int = 0, rank: int = 0, ranks: int = 1) -> None:
+        super().__init__(range(windows), num_replicas=ranks, rank=rank, seed=seed)
+        self.windows, self.count, self.skip = windows, count, 0
+
+    def __len__(self) -> int:
+        return (self.count or self.windows) // self.num_replicas
+
+    def __iter__(self) -> Iterator[int]:
+        """From the ``skip``-th number of this rank on."""
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = random.integers(self.windows, size=self.count) if self.count else random.permutation(self.windows)
+        mine = order[self.rank :: self.num_replicas][: len(self)]
+        return iter(mine[self.skip :].tolist())
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader that Lightning saves with its checkpoints, and that goes on with the next batch of the same epoch.
+
+    What was handed out counts, not what workers fetched ahead. The iterator starts at its first ``next``, since
+    Lightning makes it before it sets the epoch.
+    """
+
+    def __init__(self, dataset: Dataset, order: EpochOrder, batch_size: int, **options: Any) -> None:
+        super().__init__(dataset, batch_size=batch_size, sampler=order, collate_fn=collate, **options)
+        self._epoch = self._batch = 0
+        self._resumed: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._from_here()
+
+    def _from_here(self) -> Iterator[Any]:
+        self._epoch, self._batch = self.sampler.epoch, 0
+        if self._resumed is not None and self._resumed[0] == self._epoch:
+            self._batch = self._resumed[1]
+        self._resumed = None
+        self.sampler.skip = self._batch * self.batch_size
+        for batch in super().__iter__():
+            self._batch += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resumed = (state["epoch"], state["batch"])

@@ -1,0 +1,54 @@
+"""Policies that know nothing: what a planner must beat on the same pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepa.schema import ActionSpec, Sample, Task
+
+
+class RandomPolicy:
+    """Uniform raw actions within the bounds; normal with the mean and standard deviation where a bound is infinite.
+
+    Args:
+        space: one environment action
+        seed: of the actions; they start anew when all environments are reset
+    """
+
+    def __init__(self, space: ActionSpec, seed: int = 0) -> None:
+        width = space.env_width
+        self.low, self.high, self.mean, self.std = (
+            torch.tensor(values[:width]) for values in (space.low, space.high, space.mean, space.std)
+        )
+        self.bounded = self.low.isfinite() & self.high.isfinite()
+        self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
+
+    def act(self, sample: Sample) -> Tensor:
+        shape = (len(sample.video), len(self.low))
+        uniform = torch.rand(shape, generator=self.generator)
+        normal = torch.randn(shape, generator=self.generator) * self.std + self.mean
+        inside = torch.where(self.bounded, self.low + uniform * (self.high - self.low), normal)
+        return torch.minimum(torch.maximum(inside, self.low), self.high)
+
+    def reset(self, done: Tensor) -> None:
+        if done.all():
+            self.generator.manual_seed(self.seed)
+
+
+class IdlePolicy:
+    """Does nothing: the idle action of the task if it names one (``task.idle(sample) -> [B,a]``), zeros otherwise.
+
+    A task whose action is a target position is idle when it asks for the present position.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.idle = getattr(task, "idle", None)
+        space = task.specs.action
+        self.zero = torch.zeros(space.env_width).clamp(torch.tensor(space.low), torch.tensor(space.high))
+
+    def act(self, sample: Sample) -> Tensor:
+        return self.zero.repeat(len(sample.video), 1) if self.idle is None else self.idle(sample)
+
+    def reset(self, done: Tensor) -> None:
+        """It has no past."""

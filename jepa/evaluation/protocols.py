@@ -1,0 +1,151 @@
+"""Named and versioned evaluation protocols: results are compared only under the same one.
+
+Papers report one model on one task with numbers far apart, because each counts differently. A protocol fixes what
+decides the number: which environment, which starts and goals, how many steps, when a success counts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jepa.errors import InputError
+from jepa.schema import Episodes
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How a policy is judged. A success counts when the goal is reached at any step of the budget, the start included.
+
+    Args:
+        name: name and version; a change of any other entry needs a new one
+        env: gymnasium id
+        env_options: keyword arguments of ``jepa.envs.make``
+        pairs: how many pairs of start and goal
+        budget: environment steps
+        goals: ``environment``: the environment draws start and goal; ``episodes``: both are states of one held-out
+            episode, ``offset`` environment steps apart
+        offset: environment steps from start to goal, for ``episodes``
+        seed: pair i is seeded with seed + i
+        description: one sentence
+    """
+
+    name: str
+    env: str
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    pairs: int = 200
+    budget: int = 50
+    goals: Literal["environment", "episodes"] = "environment"
+    offset: int = 0
+    seed: int = 1_000_000
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.pairs, self.budget) < 1 or (self.goals == "episodes" and self.offset < 1):
+            raise InputError(
+                f"protocol {self.name} wants pairs >= 1, budget >= 1 and, for goals from episodes, offset >= 1; was "
+                f"given pairs={self.pairs}, budget={self.budget}, offset={self.offset}"
+            )
+
+    def with_pairs(self, pairs: int) -> EvaluationProtocol:
+        """The same protocol on its first ``pairs`` pairs."""
+        return replace(self, pairs=pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_ALL = (
+    EvaluationProtocol(
+        "two_rooms/v1",
+        "jepa/TwoRooms-v0",
+        budget=80,
+        description="Start and goal in opposite rooms; wall and door are always at the same place.",
+    ),
+    EvaluationProtocol(
+        "two_rooms_random/v1",
+        "jepa/TwoRooms-v0",
+        env_options={"layout": "random"},
+        budget=80,
+        description="Start and goal in opposite rooms; wall and door are drawn anew for every pair.",
+    ),
+    EvaluationProtocol(
+        "pusht/swm25-50",
+        "gym_pusht/PushT-v0",
+        goals="episodes",
+        offset=25,
+        budget=50,
+        description="Reach the state that a held-out episode reached 25 steps later; success at any of 50 steps.",
+    ),
+    EvaluationProtocol(
+        "reacher/25-50",
+        "Reacher-v5",
+        goals="episodes",
+        offset=25,
+        budget=50,
+        description="Reach the posture that a held-out episode reached 25 steps later; success at any of 50 steps.",
+    ),
+    EvaluationProtocol(
+        "point_maze/25-50",
+        "PointMaze_UMaze-v3",
+        goals="episodes",
+        offset=25,
+        budget=50,
+        description="Reach the place that a held-out episode reached 25 steps later; success at any of 50 steps.",
+    ),
+)
+PROTOCOLS: dict[str, EvaluationProtocol] = {protocol.name: protocol for protocol in _ALL}
+
+
+def find_protocol(name: str) -> EvaluationProtocol:
+    """The protocol of that name; InputError with the nearest name otherwise."""
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"protocol {name!r} is not known; {hint}The protocols are {', '.join(PROTOCOLS)}")
+
+
+def episode_pairs(
+    episodes: Episodes, protocol: EvaluationProtocol, held_out: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw starts and goals ``offset`` environment steps apart: privileged states [pairs,X] each.
+
+    Every window of the held-out episodes is equally likely. The draw depends on the seed of the protocol only, and
+    the first n of more pairs are the n pairs.
+
+    Args:
+        episodes: where the states come from; only the state column is read
+        protocol: offset, number of pairs, seed
+        held_out: numbers of the episodes to draw from; all by default
+    """
+    numbers = list(range(len(episodes)) if held_out is None else held_out)
+    windows = torch.tensor([max(0, episodes.length(number) - protocol.offset) for number in numbers])
+    if not len(numbers) or windows.sum() == 0:
+        raise InputError(
+            f"none of the {len(numbers)} held-out episodes is longer than {protocol.offset} steps, which protocol "
+            f"{protocol.name} puts between start and goal; collect longer episodes"
+        )
+    generator = torch.Generator().manual_seed(protocol.seed)
+    unit = torch.rand(protocol.pairs, generator=generator, dtype=torch.float64)
+    pick = (unit * int(windows.sum())).long()
+    ends = windows.cumsum(0)
+    row = torch.searchsorted(ends, pick, right=True)
+    first = pick - (ends - windows)[row]
+    states = [_states(episodes, numbers[r], f, f + protocol.offset) for r, f in zip(row.tolist(), first.tolist())]
+    both = torch.stack(states)
+    return both[:, 0], both[:, 1]
+
+
+def _states(episodes: Episodes, episode: int, start: int, goal: int) -> Tensor:
+    state = episodes.read(episode, torch.tensor([start, goal]).numpy(), columns=("state",)).state
+    if state is None:
+        raise InputError(
+            "goals from episodes need their privileged state, but the dataset has no state column; collect it again"
+        )
+    return state

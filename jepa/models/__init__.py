@@ -1,0 +1,1 @@
+"""Encoders, targets, predictors and the world model that joins them."""

@@ -1,0 +1,207 @@
+"""Context encoders that look at one frame at a time: a small conv net, a small ViT, and any timm backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from jepa.errors import InputError
+from jepa.models.layers import Block, initialise, layer_norm
+from jepa.models.positions import sincos_2d
+
+
+class Encoder(nn.Module):
+    """uint8 video ``[B,T,C,H,W]`` to latents ``[B,T,N,D]``.
+
+    Children implement ``features``: standardised images [n,C,H,W] to tokens [n,N,D]. Pixels become floats here, on
+    the device, and nowhere else: the encoder is the one that knows the statistics its weights expect.
+    """
+
+    dim: int  # D
+    grid: tuple[int, int]  # rows and columns of tokens in a frame; (1, 1) when pooled
+
+    def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...], norm: bool) -> None:
+        super().__init__()
+        self.size = size
+        self.norm = norm
+        # one multiplication and one addition per pixel instead of three
+        scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", -255 * torch.tensor(mean).view(-1, 1, 1) * scale, persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must turn images [n,C,H,W] into tokens [n,N,D]")
+
+    def forward(self, video: Tensor) -> Tensor:
+        if video.dtype != torch.uint8 or video.shape[-2:] != (self.size, self.size):
+            raise InputError(
+                f"the encoder was given {video.dtype} frames of {tuple(video.shape[-2:])} pixels, but expects uint8 of "
+                f"{(self.size, self.size)}; set data.size or the encoder's size so that both agree"
+            )
+        images = torch.addcmul(self.shift, video.flatten(0, 1).to(self.scale.dtype), self.scale)
+        z = self.features(images)
+        return (layer_norm(z) if self.norm else z).unflatten(0, video.shape[:2])
+
+
+class ConvNet(Encoder):
+    """Strided convolutions with group norm, flattened into one vector per frame: N = 1.
+
+    Args:
+        dim: D, the width of the latent.
+        size: height and width of a frame in pixels, a multiple of 16.
+        channels: of the three convolutions, multiples of 8. The first has stride 4: with two of stride 2 in its place a CPU trains
+            half as fast.
+        hidden: width of the layer between the convolutions and the latent.
+        norm: end with a layer norm without parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        size: int = 64,
+        channels: tuple[int, int, int] = (16, 32, 64),
+        hidden: int = 256,
+        norm: bool = True,
+    ) -> None:
+        super().__init__(size, (0.5,) * 3, (0.5,) * 3, norm)
+        if size % 16:
+            raise InputError(f"ConvNet was given size {size}, but halves four times; use a multiple of 16")
+        self.dim, self.grid = dim, (1, 1)
+        layers: list[nn.Module] = []
+        inputs = 3
+        for outputs, kernel, stride in zip(channels, (7, 3, 3), (4, 2, 2)):
+            layers += [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)]
+            layers += [nn.GroupNorm(min(8, outputs // 4), outputs), nn.GELU()]
+            inputs = outputs
+        self.convolutions = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(inputs * (size // 16) ** 2, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.head(self.convolutions(images).flatten(1))[:, None]
+
+
+class ViT(Encoder):
+    """Vision transformer (Dosovitskiy et al. 2021) with fixed sine-cosine positions and no class token.
+
+    Args:
+        dim: D, the width of the latent; a linear map follows when it differs from ``width``.
+        size: height and width of a frame in pixels.
+        patch: height and width of a patch in pixels.
+        width: of the transformer.
+        depth: number of blocks.
+        heads: attention heads.
+        pool: "mean" gives one token per frame, "none" keeps the grid.
+        norm: end with a layer norm without parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int = 192,
+        size: int = 64,
+        patch: int = 8,
+        width: int = 192,
+        depth: int = 4,
+        heads: int = 3,
+        pool: str = "mean",
+        norm: bool = True,
+    ) -> None:
+        super().__init__(size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), norm)
+        if size % patch:
+            raise InputError(f"ViT was given size {size} and patch {patch}; the size must be a multiple of the patch")
+        _check_pool(pool)
+        side = size // patch
+        self.dim, self.grid, self.pool = dim, ((1, 1) if pool == "mean" else (side, side)), pool
+        self.patch_embed = nn.Conv2d(3, width, patch, patch)
+        self.register_buffer("position", sincos_2d((side, side), width), persistent=False)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, dim) if dim != width else nn.Identity()
+        self.apply(initialise)
+
+    def features(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images).flatten(2).transpose(1, 2) + self.position
+        x = self.final_norm(self.blocks(x))
+        return self.head(x.mean(1, keepdim=True) if self.pool == "mean" else x)
+
+
+class TimmBackbone(Encoder):
+    """Any timm backbone, frame by frame.
+
+    Args:
+        name: a timm model name, e.g. "tf_efficientnet_lite0" or "vit_small_patch14_dinov2.lvd142m".
+        size: height and width of a frame in pixels.
+        weights: path of a state dict for that timm model (.pth or .safetensors), loaded strictly and without running
+            code; None leaves the random initialisation.
+        pool: "mean" gives one token per frame, "none" keeps the grid (without class and register tokens).
+        frozen: no gradient and always in evaluation mode, whatever the trainer says.
+        norm: end with a layer norm without parameters.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int = 224,
+        weights: str | None = None,
+        pool: str = "mean",
+        frozen: bool = True,
+        norm: bool = True,
+    ) -> None:
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            raise InputError(f"timm has no model {name!r}; near are {', '.join(near) or 'none'} (timm.list_models())")
+        _check_pool(pool)
+        config = timm.get_pretrained_cfg(name)
+        super().__init__(size, config.mean, config.std, norm)
+        # models of a fixed input size (ViTs) must be told the size; convolutional ones take any
+        self.backbone = timm.create_model(
+            name, num_classes=0, **({"img_size": size} if config.fixed_input_size else {})
+        )
+        self.pool, self.frozen = pool, frozen
+        if weights is not None:
+            self.backbone.load_state_dict(_read_weights(Path(weights), config.classifier))
+        if frozen:
+            self.backbone.requires_grad_(False)
+        self.train(self.training)
+        with torch.no_grad():
+            feature_map = self.backbone.eval().forward_features(torch.zeros(1, 3, size, size))
+        self.grid = (1, 1) if pool == "mean" else self._grid(feature_map)
+        self.dim = self.backbone.num_features
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        super().train(mode)
+        if self.frozen:  # batch norm statistics and dropout of frozen weights must not move
+            self.backbone.eval()
+        return self
+
+    def _grid(self, feature_map: Tensor) -> tuple[int, int]:
+        if feature_map.ndim == 4:
+            return tuple(feature_map.shape[-2:])
+        return tuple(self.backbone.patch_embed.grid_size)
+
+    def features(self, images: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            x = self.backbone.forward_features(images)
+        if x.ndim == 4:  # convolutional: [n,D,h,w]
+            x = x.flatten(2).transpose(1, 2)
+        else:
+            x = x[:, self.backbone.num_prefix_tokens :]
+        return x.mean(1, keepdim=True) if self.pool == "mean" else x
+
+
+def _check_pool(pool: str) -> None:
+    if pool not in ("mean", "none"):
+        raise InputError(f"pool was given {pool!r}; use 'mean' (one token per frame) or 'none' (the grid)")
+
+
+def _read_weights(path: Path, classifier: str | tuple[str, ...] | None) -> dict[str, Tensor]:
+    """A timm state dict without its classifier. Nothing in the file can run code."""
+    if not path.is_file():
+        raise InputError(f"no weights at {path}; give the path of a timm state dict (.pth or .safetensors)")
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    return {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}

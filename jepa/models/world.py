@@ -1,0 +1,89 @@
+"""The world model: encode frames, forecast latents given actions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from jepa.errors import InputError
+from jepa.models.encoders import Encoder
+from jepa.models.predictors import ActionPredictor
+from jepa.models.targets import Target
+from jepa.schema import Prediction, Sample, Specs
+
+
+class WorldModel(nn.Module):
+    """An action-conditioned joint-embedding predictive model of P(z' | z, a); pixels are never decoded.
+
+    Args:
+        encoder: video [B,T,C,H,W] to latents [B,T,N,D].
+        predictor: latents and actions to forecasts.
+        target: what the forecasts are compared with in training.
+        rollout_steps: K, how many steps the model is unrolled on its own forecasts in training; the context is the T-K
+            frames before. 0 for none.
+        forced: also forecast every step from real latents (teacher forcing).
+    """
+
+    specs: Specs
+
+    def __init__(
+        self, encoder: Encoder, predictor: ActionPredictor, target: Target, rollout_steps: int = 0, forced: bool = True
+    ) -> None:
+        super().__init__()
+        tokens = encoder.grid[0] * encoder.grid[1]
+        if (encoder.dim, tokens) != (predictor.dim, predictor.tokens):
+            raise InputError(
+                f"the encoder makes {tokens} tokens of {encoder.dim} dimensions, but the predictor was given tokens="
+                f"{predictor.tokens} and dim={predictor.dim}; set the predictor's as the encoder's"
+            )
+        if not (forced or rollout_steps):
+            raise InputError("the world model was given forced=false and rollout_steps=0: set at least one of them")
+        self.encoder, self.predictor, self.target = encoder, predictor, target
+        self.rollout_steps, self.forced = rollout_steps, forced
+        target.bind(encoder)
+
+    def bind(self, specs: Specs) -> None:
+        """Learn the action space and its statistics, once, before training or before weights are loaded."""
+        if specs.observation.height != self.encoder.size or specs.observation.width != self.encoder.size:
+            raise InputError(
+                f"the data has frames of {specs.observation.height}x{specs.observation.width} pixels, but the encoder "
+                f"expects {self.encoder.size}x{self.encoder.size}; set the size of the data or of the encoder"
+            )
+        self.specs = specs
+        self.predictor.bind(specs.action.width)
+
+    def encode(self, sample: Sample) -> Tensor:
+        """video [B,T,C,H,W] -> z [B,T,N,D]"""
+        return self.encoder(sample.video)
+
+    def predict(self, z: Tensor, action: Tensor) -> Tensor:
+        """z [B,T,N,D], raw actions [B,T,A] -> p [B,T,N,D], where p[:, t] forecasts z[:, t+1]."""
+        return self.predictor(z, self.specs.action.normalise(action))
+
+    def rollout(self, z: Tensor, action: Tensor, past: Tensor | None = None) -> Tensor:
+        """z [B,T,N,D], raw plans [B,S,H,A], raw past actions [B,T-1,A] (None if T=1) -> forecasts [B,S,H,N,D]."""
+        batch, plans, horizon, width = action.shape
+        past = z.new_zeros(batch, 0, width) if past is None else self.specs.action.normalise(past)
+        cache = self.predictor.begin(z, past).expand(plans)
+        steps = self.specs.action.normalise(action).flatten(0, 1)
+        forecasts = []
+        for h in range(horizon):
+            latent, cache = self.predictor.step(cache, steps[:, h])
+            forecasts.append(latent)
+        return torch.stack(forecasts, dim=1).unflatten(0, (batch, plans))
+
+    def forward(self, sample: Sample) -> Prediction:
+        """A window of T frames and T-1 raw actions -> the prediction that objectives score."""
+        z = self.encode(sample)
+        context = z.shape[1] - self.rollout_steps
+        if context < 1:
+            raise InputError(f"a rollout of {self.rollout_steps} steps needs more frames than data.frames={z.shape[1]}")
+        prediction = Prediction(
+            z=z, h=self.target(self.encoder, sample.video, z), action=self.specs.action.normalise(sample.action)
+        )
+        if self.forced:
+            prediction.p = self.predict(z[:, :-1], sample.action)
+        if self.rollout_steps:
+            past, future = sample.action[:, : context - 1], sample.action[:, context - 1 :]
+            prediction.rollout = self.rollout(z[:, :context], future.unsqueeze(1), past).squeeze(1)
+        return prediction

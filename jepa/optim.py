@@ -1,0 +1,147 @@
+"""Parameter groups, schedules, and the optimiser that a config names.
+
+A schedule is a pure function ``(step, total) -> value``. The first optimiser step is step 1, so that a warm-up never
+spends an update on a rate of zero (the convention of I-JEPA and V-JEPA).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from jepa.errors import InputError
+
+Schedule = Callable[[int, int], float]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From ``start`` at step 0 to ``end`` at ``total``, in a straight line: the EMA momentum of I-JEPA and V-JEPA."""
+
+    start: float
+    end: float
+
+    def __call__(self, step: int, total: int) -> float:
+        return self.start + (self.end - self.start) * min(step / total, 1.0)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From ``start`` at step 0 to ``end`` at ``total`` along half a cosine: the weight decay of I-JEPA and V-JEPA."""
+
+    start: float
+    end: float
+
+    def __call__(self, step: int, total: int) -> float:
+        return self.end + (self.start - self.end) / 2 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Linear from ``start`` to ``peak`` over the fraction ``warmup`` of the steps, then half a cosine to ``final``."""
+
+    peak: float
+    warmup: float = 0.0
+    start: float = 0.0
+    final: float = 0.0
+
+    def __call__(self, step: int, total: int) -> float:
+        warm = int(self.warmup * total)
+        if step < warm:
+            return Linear(self.start, self.peak)(step, warm)
+        return Cosine(self.peak, self.final)(step - warm, max(total - warm, 1))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups: ``decay``, and ``no_decay`` for biases and everything below 2-D."""
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            spared = parameter.ndim <= 1 or name.endswith("bias")
+            groups["no_decay" if spared else "decay"].append(parameter)
+    decay = {"decay": weight_decay, "no_decay": 0.0}
+    return [{"name": name, "params": found, "weight_decay": decay[name]} for name, found in groups.items() if found]
+
+
+class ScheduledGroups(LRScheduler):
+    """Sets the learning rate of every group, and the weight decay of the group ``decay``, at every step.
+
+    Its state is two counters and plain numbers; the schedules themselves come from the config.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rate: Schedule, decay: Schedule, total: int) -> None:
+        self.rate, self.decay, self.total = rate, decay, total
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [self.rate(self.last_epoch + 1, self.total) for _ in self.optimizer.param_groups]
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        for group in self.optimizer.param_groups:
+            if group["name"] == "decay":
+                group["weight_decay"] = self.decay(self.last_epoch + 1, self.total)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "_last_lr": self._last_lr}
+
+
+class Optimizer:
+    """AdamW with linear warm-up, cosine learning rate and cosine weight decay, all per optimiser step.
+
+    Gradients are clipped by the trainer (``trainer.gradient_clip_val``).
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: decoupled weight decay at the start; biases and one-dimensional parameters have none.
+        final_weight_decay: weight decay at the end of training; None keeps ``weight_decay``.
+        betas: decay rates of AdamW's two moments.
+        warmup: fraction of the training over which the learning rate rises.
+        start: learning rate at the beginning of the warm-up, as a fraction of ``lr``.
+        final: learning rate at the end of training, as a fraction of ``lr``.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        final_weight_decay: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup: float = 0.05,
+        start: float = 0.0,
+        final: float = 0.0,
+    ) -> None:
+        if not (lr > 0 and 0 <= warmup <= 1 and weight_decay >= 0):
+            raise InputError(
+                f"Optimizer(lr={lr}, warmup={warmup}, weight_decay={weight_decay}): expected a positive rate, "
+                "a fraction and a decay of zero or more; change the one that is not"
+            )
+        self.weight_decay = weight_decay
+        self.betas = tuple(betas)
+        self.rate = WarmupCosine(peak=lr, warmup=warmup, start=start * lr, final=final * lr)
+        self.decay = Cosine(weight_decay, weight_decay if final_weight_decay is None else final_weight_decay)
+
+    def build(self, module: nn.Module, total_steps: float) -> dict[str, Any]:
+        """What ``LightningModule.configure_optimizers`` returns, for the trainable parameters of ``module``.
+
+        Args:
+            module: whose parameters are optimised.
+            total_steps: optimiser steps of the whole training (``trainer.estimated_stepping_batches``).
+        """
+        if not 0 < total_steps < math.inf:
+            raise InputError(
+                f"the schedules were given a training of {total_steps} steps; expected a finite number: "
+                "set trainer.max_steps or trainer.max_epochs"
+            )
+        groups = parameter_groups(module, self.weight_decay)
+        if not groups:
+            raise InputError(f"{type(module).__name__} has no trainable parameter; unfreeze one or do not fit it")
+        optimizer = torch.optim.AdamW(groups, lr=self.rate.peak, betas=self.betas)
+        scheduler = ScheduledGroups(optimizer, self.rate, self.decay, int(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,219 @@
+"""Model-predictive control: encode the present, plan, act on the first steps of the plan, plan again."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from jepa.errors import InputError
+from jepa.planning.costs import Cost
+from jepa.planning.knots import shift
+from jepa.schema import Plan, Planner, Problem, Sample, Specs, World
+
+_MUST_AGREE = ("action.low", "action.high", "observation.height", "observation.width", "observation.channels")
+
+
+def check_specs(world: Specs, task: Specs) -> None:
+    """InputError if a world cannot act in a task: other action width or bounds, image size, or environment."""
+    must = _MUST_AGREE + (("evaluation.env",) if world.evaluation.env and task.evaluation.env else ())
+    lines = [line for line in world.differences(task) if line.startswith(tuple(f"{name}:" for name in must))]
+    if lines:
+        raise InputError(
+            f"the world and the environment disagree (world != environment): {'; '.join(lines)}; "
+            "use the environment that the checkpoint was trained for, or train on episodes of this one"
+        )
+
+
+class MPC:
+    """Acts by planning in the latent space of a world model: a Policy over a batch of environments.
+
+    Each environment has its own queue of actions, past and warm start. It is encoded at the first step of a block
+    and planned for when its queue is empty; its goal is encoded once, until :meth:`reset` or until the goal changes.
+    The world is shown pixels and proprioception, never the privileged state.
+
+    A planner that leaves ``elites [B,W,H,A]`` in the trace of its plan gets them back, shifted, behind the warm start:
+    it is then [B,1+W,H,A]. ``seconds`` lists, for every call that planned, the time of the stages ``encode``, ``plan``
+    and ``total``.
+
+    Args:
+        world: forecasts latents; its specs say what an action is; a module is moved to the device and put into
+            evaluation mode
+        planner: searches for the cheapest plan
+        cost: what makes an imagined future good
+        horizon: H, model steps that a plan looks ahead
+        execute: model steps of a plan that are executed before the next plan
+        history: frames of context in model steps; by default those that the world was trained to start from
+        chunk: candidates per environment in one rollout, to bound the memory; all by default
+        device: where the world is
+        seed: of the planner's noise; it starts anew when all environments are reset
+    """
+
+    def __init__(
+        self,
+        world: World,
+        planner: Planner,
+        cost: Cost,
+        horizon: int,
+        execute: int = 1,
+        history: int | None = None,
+        chunk: int | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.world = world.to(device).eval() if isinstance(world, torch.nn.Module) else world
+        self.planner, self.cost = planner, cost
+        self.horizon, self.execute, self.chunk = horizon, execute, chunk
+        self.history = world.specs.evaluation.history if history is None else history
+        if not 1 <= execute <= horizon or self.history < 1 or (chunk is not None and chunk < 1):
+            raise InputError(
+                f"MPC wants 1 <= execute <= horizon, history >= 1 and chunk >= 1, was given execute={execute}, "
+                f"horizon={horizon}, history={self.history}, chunk={chunk}"
+            )
+        self.space, self.device, self.seed = world.specs.action, device, seed
+        self.seconds: dict[str, list[float]] = {"encode": [], "plan": [], "total": []}
+        self._generator = torch.Generator(device)
+        low, high = torch.tensor(self.space.low), torch.tensor(self.space.high)
+        self._zero = torch.zeros(self.space.env_width).clamp(low, high)
+        self._allocate(0)
+
+    def _allocate(self, count: int) -> None:
+        """Bookkeeping of ``count`` environments. What is counted is on the host, so that no decision waits for it."""
+        self._queue = torch.zeros(count, self.execute * self.space.block, self.space.env_width)
+        self._taken = torch.full((count,), self._queue.shape[1])  # actions of the queue that were executed
+        self._frames = torch.zeros(count, dtype=torch.long)  # valid frames of the past
+        self._fresh = torch.ones(count, dtype=torch.bool)  # no plan and no goal yet
+        self._goal: Tensor | None = None  # uint8 [B,C,H,W]
+        self._goal_z: Tensor | None = None  # [B,1,N,D]
+        self._z: Tensor | None = None  # [B,history,N,D], the newest last
+        self._past = torch.zeros(count, self.history - 1, self.space.width, device=self.device)
+        self._warm: Tensor | None = None  # [B,W,H,A]
+        self._generator.manual_seed(self.seed)
+
+    def reset(self, done: Tensor) -> None:
+        """Forget the past of the environments where ``done [B]`` is true."""
+        done = done.cpu()
+        if len(done) != len(self._fresh) or done.all():
+            self._allocate(len(done))
+        self._forget(done)
+
+    def _forget(self, rows: Tensor) -> None:
+        self._taken[rows] = self._queue.shape[1]
+        self._frames[rows] = 0
+        self._fresh[rows] = True
+
+    def act(self, sample: Sample, active: Tensor | None = None) -> Tensor:
+        """The present (T=1, with its goal) -> raw environment actions [B,a].
+
+        Where ``active [B]`` is false nothing is encoded or planned, and the action is zero (clipped to the bounds).
+        """
+        video, goal = self._pixels(sample)
+        if len(video) != len(self._fresh):
+            self._allocate(len(video))
+        active = torch.ones(len(video), dtype=torch.bool) if active is None else active.cpu()
+        if self._goal is not None:
+            self._forget(active & ~self._fresh & (goal != self._goal).flatten(1).any(1))
+        empty = active & (self._taken == self._queue.shape[1])
+        border = active & (self._taken % self.space.block == 0) & (self.history > 1)
+        self._decide(sample, goal, (empty | border).nonzero()[:, 0], empty.nonzero()[:, 0])
+        rows = active.nonzero()[:, 0]
+        action = self._zero.repeat(len(video), 1)
+        action[rows] = self._queue[rows, self._taken[rows]]
+        self._taken[rows] += 1
+        return action
+
+    def _pixels(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Video and goal as [B,C,H,W] on the host."""
+        if sample.video is None or sample.goal is None or sample.goal.video is None:
+            raise InputError("planning needs the present frame and a goal frame, but the sample lacks one; use a task")
+        spec = self.world.specs.observation
+        wanted = (1, spec.channels, spec.height, spec.width)
+        for name, video in (("frame", sample.video), ("goal frame", sample.goal.video)):
+            if tuple(video.shape[1:]) != wanted:
+                raise InputError(
+                    f"the {name} is {tuple(video.shape)}, but the world was trained on [B,T,C,H,W] with "
+                    f"(T,C,H,W)={wanted}; make the environment with that image size"
+                )
+        return sample.video[:, 0].cpu(), sample.goal.video[:, 0].cpu()
+
+    @torch.inference_mode()
+    def _decide(self, sample: Sample, goal: Tensor, seen: Tensor, due: Tensor) -> None:
+        """Encode the environments ``seen`` and plan for those that are ``due``: both host indices."""
+        start = time.perf_counter()
+        if len(seen):
+            self._observe(sample, seen)
+        if not len(due):
+            return
+        self._aim(sample, goal, due[self._fresh[due]])
+        self._wait()
+        encoded = time.perf_counter()
+        warm = ~self._fresh[due]
+        # A batch needs one length of context and one kind of start; environments that began together share both.
+        for key in torch.stack([self._frames[due], warm.long()]).unique(dim=1).T:
+            self._plan(due[(self._frames[due] == key[0]) & (warm == key[1])], warm=bool(key[1]))
+        self._fresh[due] = False
+        self._taken[due] = 0
+        planned = time.perf_counter()
+        for stage, value in (("encode", encoded - start), ("plan", planned - encoded), ("total", planned - start)):
+            self.seconds[stage].append(value)
+
+    def _wait(self) -> None:
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _encode(self, sample: Sample, rows: Tensor) -> Tensor:
+        """z [b,1,N,D] of pixels and proprioception only: nothing else of the sample is touched."""
+        proprio = None if sample.proprio is None else sample.proprio[rows].to(self.device)
+        return self.world.encode(Sample(video=sample.video[rows].to(self.device), proprio=proprio))
+
+    def _observe(self, sample: Sample, rows: Tensor) -> None:
+        """Append the present latent and the block that led to it to the past of ``rows``."""
+        z = self._encode(sample, rows)
+        if self._z is None:
+            self._z = z.new_zeros(len(self._fresh), self.history, *z.shape[2:])
+        self._z[rows] = torch.cat([self._z[rows, 1:], z], dim=1)
+        if self.history > 1:
+            last = self._taken[rows, None] + torch.arange(-self.space.block, 0)
+            block = self._queue[rows[:, None], last].flatten(1).unsqueeze(1).to(self.device)
+            self._past[rows] = torch.cat([self._past[rows, 1:], block], dim=1)
+        self._frames[rows] = (self._frames[rows] + 1).clamp_max(self.history)
+
+    def _aim(self, sample: Sample, goal: Tensor, rows: Tensor) -> None:
+        """Encode the goals of ``rows``."""
+        if not len(rows):
+            return
+        z = self._encode(sample.goal, rows)
+        if self._goal_z is None:
+            self._goal_z, self._goal = z.new_zeros(len(self._fresh), *z.shape[1:]), torch.empty_like(goal)
+        self._goal_z[rows], self._goal[rows] = z, goal[rows]
+
+    def _plan(self, rows: Tensor, warm: bool) -> None:
+        """One plan for each of ``rows``, which have the same number of frames in their past."""
+        frames = int(self._frames[rows[0]])
+        z, past = self._z[rows, -frames:], self._past[rows, self.history - frames :] if frames > 1 else None
+
+        def cost(action: Tensor) -> Tensor:
+            parts = action.split(self.chunk or action.shape[1], dim=1)
+            return torch.cat([self._score(z, past, self._goal_z[rows], part) for part in parts], dim=1)
+
+        problem = Problem(cost, self.space, self.horizon, len(rows), self.device, self._generator)
+        start = self._warm[rows] if warm else None
+        if start is not None and start.shape[1] == 1:
+            start = start[:, 0]
+        self._keep(self.planner.plan(problem, start), rows)
+
+    def _score(self, z: Tensor, past: Tensor | None, goal: Tensor, action: Tensor) -> Tensor:
+        return self.cost(self.world.rollout(z, action, past), goal, self.space.normalise(action))
+
+    def _keep(self, plan: Plan, rows: Tensor) -> None:
+        """Queue the first steps of the plan and shift the rest to where the next decision begins."""
+        action = plan.action[:, : self.execute].cpu()  # the one wait for the device of this decision
+        assert plan.cost.isfinite().all(), f"no candidate of the planner has a finite cost: {plan.cost.tolist()}"
+        self._queue[rows] = action.reshape(len(rows), -1, self.space.env_width)
+        plans = plan.action.unsqueeze(1)
+        if "elites" in plan.trace:
+            plans = torch.cat([plans, plan.trace["elites"]], dim=1)
+        if self._warm is None:
+            self._warm = plans.new_zeros(len(self._fresh), *plans.shape[1:])
+        self._warm[rows] = shift(plans, self.execute)

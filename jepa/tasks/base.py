@@ -1,0 +1,62 @@
+"""The Lightning command line: fit, validate, test and predict from one YAML tree."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from jepa.checkpoints.io import AtomicCheckpointIO
+from jepa.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class CommandLine(LightningCLI):
+    """``vars`` holds what several parts share; ``ckpt_path`` resumes or evaluates."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--vars", type=dict, default={}, help="values that the files refer to as ${vars.name}")
+        parser.add_argument("--ckpt_path", type=str, default=None, help="a checkpoint, or 'last' of this run")
+
+
+def run_trainer(verb: str, args: list[str]) -> None:
+    """Build the trainer, model and data of the configuration, and run one verb of the trainer.
+
+    The classes are built from the tree, so that ``run=False``: with Lightning's own sub-commands the tree would be
+    rooted at the verb and ``${vars.x}`` could not be resolved across files.
+    """
+    cli = CommandLine(
+        LightningModule,
+        LightningDataModule,
+        args=args,
+        run=False,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        trainer_defaults={"plugins": AtomicCheckpointIO()},
+    )
+    path = checkpoint_path(cli.config.ckpt_path, cli.trainer.checkpoint_callbacks)
+    if path is None and verb != "fit":
+        raise InputError(f"{verb} was given no checkpoint; name one with --ckpt_path PATH, or 'last' for this run's")
+    getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+
+
+def checkpoint_path(asked: str | None, callbacks: list) -> str | None:
+    """The file to resume from. 'last' is the newest checkpoint of the run's folder, or none in a first run."""
+    if asked != "last":
+        if asked is not None and not Path(asked).is_file():
+            raise InputError(f"no checkpoint at {asked}; give an existing file, or 'last' for the newest of this run")
+        return asked
+    folders = [Path(callback.dirpath) for callback in callbacks if callback.dirpath]
+    found = sorted((p for folder in folders for p in folder.glob("*.ckpt")), key=lambda p: p.stat().st_mtime)
+    if not found:
+        log.info("no checkpoint yet in %s: starting from the beginning", ", ".join(map(str, folders)) or "this run")
+        return None
+    log.info("resuming from %s", found[-1])
+    return str(found[-1])

@@ -1,0 +1,80 @@
+"""Pretraining: forecast latents, score the forecast, follow with the target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from jepa.checkpoints.load import describe
+from jepa.models.world import WorldModel
+from jepa.objectives.base import Objective
+from jepa.optim import Optimizer
+from jepa.schema import Prediction, Sample
+
+
+class Pretrain(LightningModule):
+    """Train a world model on windows of episodes.
+
+    Args:
+        world: the encoder, predictor and target.
+        objectives: what is minimised, by name: the weighted sum of all.
+        optimizer: the optimiser and its schedule.
+    """
+
+    def __init__(self, world: WorldModel, objectives: dict[str, Objective], optimizer: Optimizer = Optimizer()) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.world, self.objectives, self.optimizer = world, nn.ModuleDict(objectives), optimizer
+
+    def setup(self, stage: str) -> None:
+        if hasattr(self.world, "specs"):
+            return
+        specs = self.trainer.datamodule.specs
+        self.world.bind(specs)
+        for objective in self.objectives.values():
+            objective.bind(specs, self.world.encoder.dim)
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1 over the training."""
+        return min(1.0, self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches))
+
+    def _losses(self, sample: Sample, stage: str) -> tuple[Tensor, Prediction]:
+        prediction = self.world(sample)
+        losses = {name: objective(prediction) for name, objective in self.objectives.items()}
+        loss = sum(self.objectives[name].weight_at(self.progress) * value for name, value in losses.items())
+        values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(values | {f"{stage}/loss": loss.detach()}, batch_size=len(sample.video), sync_dist=stage != "train")
+        return loss, prediction
+
+    def training_step(self, sample: Sample, index: int) -> dict[str, Any]:
+        loss, prediction = self._losses(sample, "train")
+        return {"loss": loss, "prediction": prediction.detach()}
+
+    def validation_step(self, sample: Sample, index: int) -> dict[str, Any]:
+        loss, prediction = self._losses(sample, "val")
+        return {"loss": loss, "prediction": prediction}
+
+    def test_step(self, sample: Sample, index: int) -> dict[str, Any]:
+        loss, prediction = self._losses(sample, "test")
+        return {"loss": loss, "prediction": prediction}
+
+    def predict_step(self, sample: Sample, index: int) -> Tensor:
+        return self.world.encode(sample)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return self.optimizer.build(self, self.trainer.estimated_stepping_batches)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.world.target.update(self.world.encoder, self.progress)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["jepa"] = describe(self.world, self.hparams["world"])
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        torch.set_rng_state(checkpoint["random_state"])
