@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 
 from jepa import __version__
-from jepa.errors import InputError
+from jepa.errors import InputError, did_you_mean
 
 HELP = f"""jepa {__version__}: joint-embedding predictive world models
 
@@ -52,11 +51,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def run(verb: str, args: list[str]) -> int:
+    """Dispatch one verb; modules are named by strings so that only its own are imported."""
     verbs = (*TRAINER_VERBS, *FUNCTIONS)
     if verb not in verbs:
-        near = get_close_matches(verb, verbs, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(verbs)}"
-        raise InputError(f"unknown verb {verb!r}; {hint} (jepa --help)")
+        raise InputError(f"unknown verb {verb!r}{did_you_mean(verb, verbs)}; the verbs are {', '.join(verbs)}")
     # a second here, spent only when there is work to do
     from jepa.runtime import parse_errors, prepare, resolve_configs
 

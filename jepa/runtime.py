@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import logging
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.logging import RichHandler
 
-from jepa.errors import InputError
+from jepa.errors import InputError, did_you_mean
 
 PACKAGE = Path(__file__).parent
 # an installed wheel carries the configs inside the package; a checkout has them beside it
 CONFIG_ROOTS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+ADVISERS = ("lightning", "faiss")  # what they log below a warning is advice
+NOISE = (
+    ".*LightningCLI's args parameter.*",  # the verb is ours, so the arguments are passed on
+    ".*does not have many workers.*",  # small datasets are read from memory
+    ".*LeafSpec.*",
+    ".*irectory .* exists and is not empty.*",  # a resumed run
+)
+PARSER_NOISE = ("Errors:", "Given value", "Expected a <class 'NoneType'>", "Does not validate against any", "Subtypes:")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def prepare() -> None:
     """Set up logging and the memory allocator, once per process."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    handler = RichHandler(show_path=False)
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or not record.name.startswith(ADVISERS))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
     keep_memory()
 
 
@@ -53,9 +68,8 @@ def find_config(name: str) -> Path:
         if (found := root / f"{name.removesuffix('.yaml')}.yaml").is_file():
             return found
     known = config_names()
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the names are {', '.join(known)}"
-    raise InputError(f"no config {name!r}, neither as a path nor in configs/; {hint}")
+    hint = did_you_mean(name, known) or f"; the names are {', '.join(known)}"
+    raise InputError(f"no config {name!r}{hint}: expected a path that ends in .yaml, or a name in configs/")
 
 
 def config_names() -> list[str]:
@@ -88,7 +102,7 @@ def call(function: Callable[..., Any], args: list[str]) -> Any:
     if args and not args[0].startswith("-"):  # a bare first word is the first argument: jepa inspect PATH
         args = [f"--{names[0]}", *args]
     config = parser.parse_args(args)
-    built = parser.instantiate_classes(config)
+    built = parser.instantiate(config)
     return function(**{name: built[name] for name in names})
 
 
@@ -102,7 +116,14 @@ def parse_errors(verb: str) -> Iterator[None]:
 
 
 def _one_line(message: str) -> str:
-    """The lines of a nested parser error that carry a fact, joined."""
-    noise = ("Errors:", "Given value", "Expected a <class 'NoneType'>", "Does not validate against any")
+    """The innermost cause of a nested parser error, and what would have been accepted."""
     lines = [line.strip(" -") for line in message.splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(noise))
+    text = " ".join(line for line in lines if line and not line.startswith(PARSER_NOISE))
+    if not (nested := list(re.finditer(r"Problem with given class_path '([\w.]+)': ", text))):
+        return text
+    class_path, cause = nested[-1][1], text[nested[-1].end() :]
+    if (unknown := re.match(r"Option '(\w+)' is not accepted", cause)) is None:
+        return f"{class_path}: {cause}"
+    module, _, name = class_path.rpartition(".")
+    known = list(inspect.signature(getattr(import_module(module), name)).parameters)
+    return f"{class_path} has no option {unknown[1]!r}{did_you_mean(unknown[1], known)}; it takes {', '.join(known)}"

@@ -265,7 +265,8 @@ class World(Protocol):
 @runtime_checkable
 class Planner(Protocol):
     def plan(self, problem: Problem, warm: Tensor | None = None) -> Plan:
-        """``warm``: raw actions [B,H,A] to start from, already shifted to the present."""
+        """``warm``: raw actions [B,H,A] to start from, already shifted to the present; or [B,W,H,A], where the first
+        is the plan to start from and the others are candidates beside it."""
 
 
 @runtime_checkable
@@ -314,6 +315,9 @@ class Task(Protocol):
 
     def success(self, state: Tensor, goal: Tensor) -> Tensor:
         """Privileged states and goals [B,X] -> bool [B]."""
+
+    def idle(self, sample: Sample) -> Tensor:
+        """The present -> the raw actions [B,a] that leave the environments as they are."""
 
     def step(self, action: Tensor) -> Outcome:
         """Raw environment actions [B,a]."""

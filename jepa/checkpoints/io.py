@@ -27,8 +27,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             partial.replace(path)
         except (OSError, RuntimeError) as error:
-            # torch's zip writer reports a full disk as a RuntimeError
-            if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            if not _disk_is_full(error):
                 raise
             raise InputError(
                 f"no room to write the checkpoint {path} ({error.__class__.__name__}); earlier checkpoints are whole: "
@@ -36,3 +35,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error is, or came of, a write that found no room: torch's zip writer hides it in a RuntimeError."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return error is not None and _disk_is_full(error.__cause__ or error.__context__)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from jepa.errors import InputError
 from jepa.models.world import WorldModel
@@ -40,16 +41,16 @@ def load(
     """
     checkpoint = read(path)
     about = checkpoint["jepa"]
-    if about["format"] != FORMAT:
-        raise InputError(
-            f"{path} has checkpoint format {about['format']}, this version of jepa reads format {FORMAT}; "
-            "load it with the version that wrote it"
-        )
+    try:
+        specs = Specs.from_dict(about["specs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} describes its data in a way that cannot be read here: {error!r}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         world = build(about["world"], allow)
-        assert isinstance(world, WorldModel), f"the checkpoint's world is a {type(world).__name__}"
-        world.bind(Specs.from_dict(about["specs"]))
+        if not isinstance(world, WorldModel):
+            raise InputError(f"{path} holds a {type(world).__name__}, not a WorldModel")
+        world.bind(specs)
     if not untrained:
         prefix = "world."
         state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
@@ -77,25 +78,50 @@ def read(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or "jepa" not in checkpoint:
         raise InputError(f"{path} was not written by `jepa fit`: it does not describe its model")
+    about = checkpoint["jepa"]
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        given = about.get("format") if isinstance(about, dict) else None
+        raise InputError(
+            f"{path} has checkpoint format {given}, this version of jepa reads format {FORMAT}; "
+            "load it with the version that wrote it"
+        )
+    if missing := [key for key in ("world", "specs") if key not in about] + ["state_dict"] * ("state_dict" not in checkpoint):
+        raise InputError(f"{path} lacks {', '.join(missing)}; expected a whole checkpoint, as `jepa fit` writes it")
     return checkpoint
 
 
 def build(tree: Any, allow: tuple[str, ...] = ()) -> Any:
-    """Instantiate a class_path tree whose classes live in jepa or in an allowed package."""
+    """Instantiate a class_path tree of modules that are defined in jepa or in an allowed package."""
     if isinstance(tree, list):
         return [build(item, allow) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    arguments = {key: build(value, allow) for key, value in tree.get("init_args", {}).items()}
     if "class_path" not in tree:
         return {key: build(value, allow) for key, value in tree.items()}
-    module, _, name = tree["class_path"].rpartition(".")
-    if module.split(".")[0] not in ("jepa", *allow):
+    kind = _find_class(tree["class_path"], allow)
+    # the checkpoint brings the weights; the file that training began from may be gone, and `untrained` wants none
+    given = {key: value for key, value in tree.get("init_args", {}).items() if key != "weights"}
+    arguments = {key: build(value, allow) for key, value in given.items()}
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise InputError(f"the checkpoint's {tree['class_path']} cannot be built here: {error}") from error
+
+
+def _find_class(class_path: str, allow: tuple[str, ...]) -> type[nn.Module]:
+    """A module class by name. Anything else that can be called is refused: functions write files and start programs."""
+    module, _, name = class_path.rpartition(".")
+    package = module.split(".")[0]
+    if package not in ("jepa", *allow):
         raise InputError(
-            f"the checkpoint wants to build {tree['class_path']}, which is not part of jepa; if you trust it, "
-            f"name its package: load(..., allow=({module.split('.')[0]!r},))"
+            f"the checkpoint wants to build {class_path}, which is not part of jepa; if you trust it, "
+            f"name its package: load(..., allow=({package!r},))"
         )
     try:
-        return getattr(import_module(module), name)(**arguments)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError(f"the checkpoint's {tree['class_path']} cannot be built here: {error}") from error
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"the checkpoint's {class_path} cannot be built here: {error}") from error
+    home = getattr(kind, "__module__", "").split(".")[0]
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and home in ("jepa", *allow)):
+        raise InputError(f"the checkpoint wants to build {class_path}, which is not a module of a world model")
+    return kind

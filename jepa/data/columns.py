@@ -6,18 +6,29 @@ that slices into rows: an array or a dataset on the disk.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from jepa.data.statistics import moments
 from jepa.errors import InputError
-from jepa.schema import Specs
+from jepa.schema import ActionSpec, ObservationSpec, Specs
 
-NAMES = ("video", "action", "proprio", "state", "reward", "terminated")
+TYPES = {  # kinds of numpy types, numbers of axes, in words
+    "video": ("u", (4,), "uint8 [F,H,W,C]"),
+    "action": ("f", (2,), "float [F,a]"),
+    "proprio": ("f", (2,), "float [F,P]"),
+    "state": ("f", (2,), "float [F,X]"),
+    "reward": ("f", (1, 2), "float [F]"),
+    "terminated": ("bui", (1, 2), "bool [F]"),
+}
+NAMES = tuple(TYPES)
 STEPS = ("action", "reward", "terminated")  # lead to the next frame: an episode's last row is padding
 SCAN = 1 << 16  # rows that are looked at together
 
@@ -31,9 +42,9 @@ def episode_rows(given: Mapping[str, Any], specs: Specs, number: int) -> dict[st
     Raises:
         InputError: something differs from ``specs``, or is NaN or infinite. Names the episode.
     """
-    widths = _widths(specs)
+    widths = sizes(specs)
     arrays = {name: np.asarray(values) for name, values in given.items() if values is not None}
-    if missing := [name for name in ("video", *(n for n, w in widths.items() if w)) if name not in arrays]:
+    if missing := [name for name, size in widths.items() if size and name not in arrays]:
         raise InputError(f"episode {number} has no {missing[0]}, which the specs promise; pass it")
     rows = {"video": _frames(arrays["video"], specs, number)}
     for name in NAMES[1:]:
@@ -42,9 +53,28 @@ def episode_rows(given: Mapping[str, Any], specs: Specs, number: int) -> dict[st
     return rows
 
 
-def _widths(specs: Specs) -> dict[str, int]:
+def sizes(specs: Specs) -> dict[str, Any]:
+    """What the columns of such episodes measure: [H,W,C] of the video and the widths of the others, 0 for none."""
     seen = specs.observation
-    return {"action": specs.action.env_width, "proprio": len(seen.proprio_mean), "state": len(seen.state_names)}
+    widths = {"action": specs.action.env_width, "proprio": len(seen.proprio_mean), "state": len(seen.state_names)}
+    return {"video": [seen.height, seen.width, seen.channels]} | widths
+
+
+def guessed(tables: Mapping[str, Any]) -> Specs:
+    """The specs of columns about which nothing else is known: unbounded actions, nothing normalised."""
+    actions, proprio, state = (width(tables[name]) if name in tables else 0 for name in ("action", "proprio", "state"))
+    edge, (height, wide, channels) = (float("inf"),) * actions, tables["video"].shape[1:]
+    action = ActionSpec(tuple(-bound for bound in edge), edge, (0.0,) * actions, (1.0,) * actions)
+    names = tuple(f"state_{number}" for number in range(state))
+    return Specs(action, ObservationSpec(height, wide, channels, (0.0,) * proprio, (1.0,) * proprio, names))
+
+
+def differences(mine: Specs, theirs: Specs) -> list[str]:
+    """What differs, but for the statistics."""
+    measures = ("action.mean", "action.std", "observation.proprio_mean", "observation.proprio_std")
+    lines = [line for line in mine.differences(theirs) if not line.startswith(measures)]
+    seen, other = sizes(mine), sizes(theirs)
+    return lines + [f"{name}: {seen[name]} != {other[name]}" for name in seen if seen[name] != other[name]]
 
 
 def _frames(video: np.ndarray, specs: Specs, number: int) -> np.ndarray:
@@ -71,10 +101,15 @@ def _column(name: str, values: np.ndarray, frames: int, width: int | None, numbe
     if not np.isfinite(kept).all():
         step = int(np.argwhere(~np.isfinite(kept))[0][0])
         raise InputError(f"{name} of episode {number}, step {step} is NaN or infinite; expected finite numbers")
-    padding = np.zeros((frames - len(kept), *shape), kind) if kind == bool else np.full(
-        (frames - len(kept), *shape), np.nan, kind
-    )  # fmt: skip
+    padding = np.full((frames - len(kept), *shape), False if kind == bool else np.nan, kind)
     return np.concatenate([kept, padding])
+
+
+def check_type(name: str, table: Any, where: str) -> None:
+    """Raise InputError when a stored column has another type or number of axes than its name promises."""
+    kinds, axes, expected = TYPES[name]
+    if table.dtype.kind not in kinds or table.ndim not in axes or (name == "video" and table.dtype.itemsize != 1):
+        raise InputError(f"{where} is {table.dtype} {list(table.shape)}, expected {expected}; convert it")
 
 
 def check_finite(name: str, table: Any, length: np.ndarray, offset: np.ndarray, path: Path) -> None:
@@ -120,3 +155,38 @@ def _kept(name: str, table: Any, length: np.ndarray, offset: np.ndarray) -> Iter
     for start in range(0, len(table), SCAN):
         block = np.asarray(table[start : start + SCAN])
         yield start, block, inside[start : start + len(block)]
+
+
+def take(table: Any, rows: np.ndarray) -> np.ndarray:
+    """Rows [B,T] of an array or a dataset. HDF5 needs milliseconds for a strided selection, microseconds for a run."""
+    if isinstance(table, np.ndarray):
+        return table[rows]
+    taken = np.empty((*rows.shape, *table.shape[1:]), table.dtype)
+    for window, places in zip(taken, rows):
+        if table.ndim < 4 and len(places):  # narrow: what lies between costs less than another call
+            first = places.min()
+            window[:] = table[first : places.max() + 1][places - first]
+            continue
+        cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1), len(places)]
+        for begin, end in zip(cuts, cuts[1:]):
+            if begin < end:
+                window[begin:end] = table[places[begin] : places[end - 1] + 1]
+    return taken
+
+
+def as_tensor(name: str, rows: np.ndarray) -> Tensor:
+    """Stored rows [B,T,...] as a :class:`jepa.schema.Sample` holds them: video [B,T,C,H,W] is a permuted view."""
+    if name == "video":
+        return torch.from_numpy(rows).permute(0, 1, 4, 2, 3)
+    if name in ("reward", "terminated"):
+        rows = rows.reshape(rows.shape[:2])
+    return torch.from_numpy(rows.astype(bool if name == "terminated" else np.float32, copy=False))
+
+
+def free_memory() -> float:
+    """Bytes that can be allocated without swapping."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

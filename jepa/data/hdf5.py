@@ -12,11 +12,10 @@
 Attributes: ``format``, ``version``, ``specs`` (JSON of :class:`jepa.schema.Specs`) and ``finished``. A file without them
 is read as a plain stable-worldmodel file.
 
-Why one frame per chunk: a window decompresses exactly its frames, and a frame once written is never touched again.
-gzip-1 reads as fast as lzf and takes little more than half of its room on uniform images.
-
-Why SWMR (single writer, multiple readers) mode: it orders the writes such that the file on the disk is readable at
-every moment. An episode counts from the moment when its ``ep_len`` is written, which is after everything else of it.
+A chunk is one frame: a window decompresses exactly its frames, and a frame once written is never touched again. gzip-1
+reads as fast as lzf and takes little more than half of its room on uniform images. SWMR (single writer, multiple
+readers) mode orders the writes such that the file on the disk is readable at every moment; an episode counts from the
+moment when its ``ep_len`` is written, which is after everything else of it.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,16 +32,17 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from torch import Tensor
 
-from jepa.data.columns import NAMES, SCAN, check_finite, episode_rows, measured, width
+from jepa.data import columns as rules
+from jepa.data.columns import NAMES, SCAN, episode_rows, measured
 from jepa.errors import InputError
-from jepa.schema import ActionSpec, ObservationSpec, Sample, Specs
+from jepa.schema import Sample, Specs
 
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "jepa.episodes", 1
+INDEX = ("ep_offset", "ep_len")
 ROWS = 1024  # rows per chunk of the narrow columns
 CHUNK_CACHE = 16 << 20  # bytes per column: holds the chunks of a window where other writers put many frames in one
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -73,7 +74,7 @@ class Hdf5Episodes:
             if not len(self._length):
                 raise InputError(f"{self.path} holds no complete episode; collect some first")
             for name in tables.keys() - {"video", "terminated"}:
-                check_finite(name, tables[name], self._length, self._offset, self.path)
+                rules.check_finite(name, tables[name], self._length, self._offset, self.path)
             stored = _stored(file, tables, self.path)
             self.specs = stored if _finished(file) else measured(stored, tables, self._length, self._offset)
             self.columns = tuple(tables)
@@ -101,9 +102,9 @@ class Hdf5Episodes:
         if missing := [name for name in columns or () if name not in tables]:
             raise InputError(f"{self.path} has no column {missing[0]!r}; it has {', '.join(tables)}")
         rows = frames + self._offset[episodes][:, None]
+        wanted = tables if columns is None else columns
         with _damage(self.path):
-            wanted = tables if columns is None else columns
-            return Sample(**{name: _tensor(name, _take(tables[name], rows)) for name in wanted})
+            return Sample(**{name: rules.as_tensor(name, rules.take(tables[name], rows)) for name in wanted})
 
     def _opened(self) -> dict[str, Any]:
         """Column name -> array in memory, or HDF5 dataset opened by this process: a handle must not cross a fork."""
@@ -117,13 +118,10 @@ class Hdf5Episodes:
 
     def _loaded(self, tables: Mapping[str, h5py.Dataset]) -> dict[str, np.ndarray]:
         rows = int((self._offset + self._length).max())
-        need = sum(rows * width(table) * table.dtype.itemsize for table in tables.values())
+        need = sum(rows * rules.width(table) * table.dtype.itemsize for table in tables.values())
         log.info("loading %d frames of %s into memory (%.0f MB)", rows, self.path, need / 1e6)
-        if need > (free := _free_memory()):
-            log.warning(
-                "%s takes %.0f MB of memory and only %.0f MB are free; memory=False reads from the disk instead",
-                *(self.path, need / 1e6, free / 1e6),
-            )
+        if need > (free := rules.free_memory()):
+            log.warning("only %.0f MB of memory are free; memory=False reads from the disk instead", free / 1e6)
         return {name: table[:rows] for name, table in tables.items()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,6 +146,7 @@ class Hdf5Writer:
         self.part = self.path.with_name(self.path.name + ".part")
         self.episodes = self.frames = 0
         self._file: h5py.File | None = None
+        self._tables: dict[str, h5py.Dataset] = {}  # held open: one that closes behind a failed write writes again
         self._at = self.part.with_name(self.part.name + ".new")  # the name of the open file
         self._closed = False
         found = [file for file in (self.part, self.path) if file.exists()]
@@ -175,8 +174,8 @@ class Hdf5Writer:
             InputError: another shape, width or type than the specs say; NaN or infinite numbers; no room on the disk.
         """
         assert not self._closed, f"append to {self.path}, which is closed"
-        given = {"video": video, "action": action, "proprio": proprio, "state": state, "reward": reward}
-        rows = episode_rows(given | {"terminated": terminated}, self.specs, self.episodes)
+        values = (video, action, proprio, state, reward, terminated)
+        rows = episode_rows(dict(zip(NAMES, values)), self.specs, self.episodes)
         with self._room(sum(values.nbytes for values in rows.values())):
             if self._file is None:
                 self._begin(rows)
@@ -190,8 +189,7 @@ class Hdf5Writer:
         if not self.episodes:
             raise InputError(f"no episode was written to {self.path}; append at least one")
         with self._room(0):
-            tables = _columns(self._file, self.part)
-            self.specs = measured(self.specs, tables, *_index(self._file, tables, self.part))
+            self.specs = measured(self.specs, self._columns(), *_index(self._file, self._columns(), self.part))
             text = json.dumps(self.specs.to_dict()).ljust(len(self._file.attrs["specs"]))
             self._file.attrs.modify("specs", np.bytes_(text))
             self._file.attrs.modify("finished", np.uint8(1))
@@ -223,9 +221,13 @@ class Hdf5Writer:
             kind: dict[str, Any] = {"chunks": (ROWS, *shape)}
             if name == "video":
                 kind = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1}
-            file.create_dataset(_stored_name(name), (0, *shape), values.dtype, maxshape=(None, *shape), **kind)
-        for name in ("ep_offset", "ep_len"):
-            file.create_dataset(name, (0,), np.int64, maxshape=(None,), chunks=(ROWS,))
+            kind |= {"shape": (0, *shape), "dtype": values.dtype, "maxshape": (None, *shape)}
+            self._tables[name] = file.create_dataset(_stored_name(name), **kind)
+        for name in INDEX:
+            self._tables[name] = file.create_dataset(name, (0,), np.int64, maxshape=(None,), chunks=(ROWS,))
+
+    def _columns(self) -> dict[str, h5py.Dataset]:
+        return {name: table for name, table in self._tables.items() if name not in INDEX}
 
     def _publish(self) -> None:
         """From here on the file is readable at every moment, and only now it takes its name."""
@@ -234,16 +236,16 @@ class Hdf5Writer:
         self._at = self.part
 
     def _write(self, rows: Mapping[str, np.ndarray]) -> None:
-        if differ := rows.keys() ^ _columns(self._file, self.part).keys():
+        if differ := rows.keys() ^ self._columns().keys():
             raise InputError(f"episode {self.episodes} and those before it differ in having {', '.join(sorted(differ))}")
         for name, values in rows.items():
-            _put(self._file[_stored_name(name)], self.frames, values)
+            _put(self._tables[name], self.frames, values)
         self._commit(np.array([self.frames]), np.array([len(rows["video"])]))
 
     def _commit(self, offset: np.ndarray, length: np.ndarray) -> None:
-        _put(self._file["ep_offset"], self.episodes, offset)
+        _put(self._tables["ep_offset"], self.episodes, offset)
         self._file.flush()
-        _put(self._file["ep_len"], self.episodes, length)  # nothing counts before this
+        _put(self._tables["ep_len"], self.episodes, length)  # nothing counts before this
         self._file.flush()
         self.episodes, self.frames = self.episodes + len(length), self.frames + int(length.sum())
 
@@ -251,7 +253,7 @@ class Hdf5Writer:
         """Copy the whole episodes of an earlier file, and go on behind them."""
         with _open(source) as old, _damage(source):
             tables = _columns(old, source)
-            if differ := _differences(_stored(old, tables, source), self.specs):
+            if differ := rules.differences(_stored(old, tables, source), self.specs):
                 raise InputError(f"{source} cannot be resumed with other specs ({differ[0]}); choose another path")
             length, offset = _index(old, tables, source)
             with self._room(source.stat().st_size):
@@ -263,7 +265,7 @@ class Hdf5Writer:
 
     def _copy(self, tables: Mapping[str, h5py.Dataset], rows: int) -> None:
         for name, table in tables.items():
-            target = self._file[_stored_name(name)]
+            target = self._tables[name]
             target.resize(rows, axis=0)
             if name == "video":  # compressed frames, as they are
                 for row in range(rows):
@@ -278,8 +280,8 @@ class Hdf5Writer:
         """Turn a full disk into one line, and remove the partial file."""
         try:
             yield
-        except OSError as error:
-            if error.errno not in DISK_FULL:
+        except (OSError, RuntimeError) as error:
+            if not _disk_is_full(error):
                 raise
             held = self._abandon()
             raise InputError(
@@ -299,6 +301,12 @@ class Hdf5Writer:
         self._at.unlink(missing_ok=True)
         self._closed = True
         return held
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """HDF5 sometimes tells the number of the system's error in its text only."""
+    told = re.search(r"errno = (\d+)", str(error))
+    return (getattr(error, "errno", None) or (told and int(told[1]))) in DISK_FULL
 
 
 def _stored_name(name: str) -> str:
@@ -334,7 +342,7 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if getattr(error, "errno", None) in DISK_FULL:
+        if _disk_is_full(error):
             raise
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is truncated or damaged; copy or collect it again ({reason})") from error
@@ -349,25 +357,12 @@ def _columns(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     if missing := [name for name in ("pixels", "action", "ep_len") if name not in file]:
         raise InputError(f"{path} has no column {missing[0]!r}, which episodes need; it has {', '.join(file)}")
     for name, table in found.items():
-        kinds, sizes, expected = _EXPECTED[name]
-        if table.dtype.kind not in kinds or table.ndim not in sizes or (name == "video" and table.dtype.itemsize != 1):
-            shown = f"{table.dtype} {list(table.shape)}"
-            raise InputError(f"{path}: column {_stored_name(name)!r} is {shown}, expected {expected}")
+        rules.check_type(name, table, f"{path}: column {_stored_name(name)!r}")
         filters = table.id.get_create_plist()
         for number in range(filters.get_nfilters()):
             if not h5py.h5z.filter_avail(filters.get_filter(number)[0]):
                 raise InputError(f"{path}: {_stored_name(name)!r} is compressed by a plugin; repack it with gzip")
     return found
-
-
-_EXPECTED = {
-    "video": ("u", (4,), "uint8 [F,H,W,C]"),
-    "action": ("f", (2,), "float [F,a]"),
-    "proprio": ("f", (2,), "float [F,P]"),
-    "state": ("f", (2,), "float [F,X]"),
-    "reward": ("f", (1, 2), "float [F]"),
-    "terminated": ("bui", (1, 2), "bool [F]"),
-}
 
 
 def _index(file: h5py.File, tables: Mapping[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -387,71 +382,21 @@ def _index(file: h5py.File, tables: Mapping[str, Any], path: Path) -> tuple[np.n
     return length[:count], offset[:count]
 
 
-def _stored(file: h5py.File, tables: Mapping[str, h5py.Dataset], path: Path) -> Specs:
+def _stored(file: h5py.File, tables: Mapping[str, Any], path: Path) -> Specs:
     """The specs that the file carries, or what a plain stable-worldmodel file tells."""
-    actions, (height, wide, channels) = width(tables["action"]), tables["video"].shape[1:]
-    proprio, state = (width(tables[name]) if name in tables else 0 for name in ("proprio", "state"))
     if "specs" not in file.attrs:
-        zero, one, edge = (0.0,) * actions, (1.0,) * actions, (float("inf"),) * actions
-        names = tuple(f"state_{number}" for number in range(state))
-        seen = ObservationSpec(height, wide, channels, (0.0,) * proprio, (1.0,) * proprio, names)
-        return Specs(ActionSpec(tuple(-bound for bound in edge), edge, zero, one), seen)
+        return rules.guessed(tables)
     try:
         specs = Specs.from_dict(json.loads(bytes(file.attrs["specs"])))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its specs cannot be read ({error}); collect it again") from error
-    seen = specs.observation
-    promised = (specs.action.env_width, seen.height, seen.width, seen.channels, len(seen.proprio_mean))
-    promised += (len(seen.state_names),)
-    if promised != (actions, height, wide, channels, proprio, state):
-        raise InputError(
-            f"{path}: action, height, width, channels, proprio, state are {promised} in its specs and "
-            f"{(actions, height, wide, channels, proprio, state)} in its columns; collect it again"
-        )
+    promised, found = rules.sizes(specs), rules.sizes(rules.guessed(tables))
+    if differ := [name for name in found if promised[name] != found[name]]:
+        name = differ[0]
+        raise InputError(f"{path}: {name} is {promised[name]} in its specs and {found[name]} in its columns; repair it")
     return specs
-
-
-def _differences(mine: Specs, theirs: Specs) -> list[str]:
-    """What differs, but for the statistics."""
-    measures = ("action.mean", "action.std", "observation.proprio_mean", "observation.proprio_std")
-    return [line for line in mine.differences(theirs) if not line.startswith(measures)]
 
 
 def _put(table: h5py.Dataset, start: int, values: np.ndarray) -> None:
     table.resize(start + len(values), axis=0)
     table[start:] = values
-
-
-def _take(table: Any, rows: np.ndarray) -> np.ndarray:
-    """Rows [B,T] of an array or a dataset. HDF5 needs milliseconds for a strided selection, microseconds for a run."""
-    if isinstance(table, np.ndarray):
-        return table[rows]
-    taken = np.empty((*rows.shape, *table.shape[1:]), table.dtype)
-    for window, places in zip(taken, rows):
-        if table.ndim < 4 and len(places):  # narrow: what lies between costs less than another call
-            first = places.min()
-            window[:] = table[first : places.max() + 1][places - first]
-            continue
-        cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1), len(places)]
-        for begin, end in zip(cuts, cuts[1:]):
-            if begin < end:
-                window[begin:end] = table[places[begin] : places[end - 1] + 1]
-    return taken
-
-
-def _tensor(name: str, rows: np.ndarray) -> Tensor:
-    """Rows [B,T,...] as a :class:`jepa.schema.Sample` holds them."""
-    if name == "video":
-        return torch.from_numpy(rows).permute(0, 1, 4, 2, 3)
-    if name in ("reward", "terminated"):
-        rows = rows.reshape(rows.shape[:2])
-    return torch.from_numpy(rows.astype(bool if name == "terminated" else np.float32, copy=False))
-
-
-def _free_memory() -> float:
-    """Bytes that can be allocated without swapping."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return float(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -92,7 +92,7 @@ class EpisodeData(LightningDataModule):
         )
 
     def clips(self, part: Literal["train", "val", "test", "all"]) -> Clips:
-        """Every window of one part of the split; of "all" episodes side by side, which shows each frame once."""
+        """Every window of one part of the split; of "all" episodes, windows side by side that do not overlap."""
         if part == "all":
             side_by_side = self.windowing["frames"] * self.windowing["frame_skip"]
             return Clips(self.episodes, stride=side_by_side, **self.windowing)
@@ -110,7 +110,8 @@ class EpisodeData(LightningDataModule):
                 f"{len(order)} training windows a device fill no batch of {self.batch_size}; "
                 "use a smaller batch_size, more windows_per_epoch or drop_last=False"
             )
-        return ResumableLoader(clips, order, self.batch_size, drop_last=self.drop_last, **self._workers())
+        options = {"drop_last": self.drop_last} | self._workers()
+        return ResumableLoader(clips, order, self.batch_size, self._epoch, **options)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._fixed("val") if self.splits[1] else []
@@ -128,6 +129,9 @@ class EpisodeData(LightningDataModule):
         evenly = Subset(clips, np.linspace(0, len(clips) - 1, count).round().astype(int).tolist())
         return DataLoader(evenly, self.batch_size, collate_fn=collate, **self._workers())
 
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer else 0
+
     def _workers(self) -> dict[str, object]:
         return {"num_workers": self.workers, "persistent_workers": self.workers > 0}
 
@@ -136,7 +140,8 @@ class EpisodeData(LightningDataModule):
         batch = self._resized(batch) if self.size else batch
         if not (self.shift and self.trainer and self.trainer.training):
             return batch
-        random = torch.Generator().manual_seed(hash((self.seed, self.trainer.global_step)) % 2**63)
+        drawn = np.random.SeedSequence((self.seed, self.trainer.global_step, self.trainer.global_rank)).generate_state(1)
+        random = torch.Generator().manual_seed(int(drawn[0]))
         return replace(batch, video=random_shift(batch.video, self.shift, random))
 
     def _resized(self, batch: Sample) -> Sample:

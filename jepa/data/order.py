@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,23 @@ class EpochOrder(DistributedSampler):
 class ResumableLoader(DataLoader):
     """A DataLoader that Lightning saves with its checkpoints, and that goes on with the next batch of the same epoch.
 
-    What was handed out counts, not what workers fetched ahead. The iterator starts at its first ``next``, since
-    Lightning makes it before it sets the epoch.
+    What was handed out counts, not what workers fetched ahead. The pass begins at its first ``next``, since Lightning
+    makes the iterator before it knows the epoch.
+
+    Args:
+        dataset: The windows.
+        order: Their order; its ``skip`` is set here.
+        batch_size: Windows of a batch.
+        epoch: Gives the number of the present epoch. Not what Lightning calls ``set_epoch`` with: with ``max_steps``,
+            that is one too high after a resume from a checkpoint of an epoch's end (Lightning 2.6).
+        options: Of the DataLoader.
     """
 
-    def __init__(self, dataset: Dataset, order: EpochOrder, batch_size: int, **options: Any) -> None:
+    def __init__(
+        self, dataset: Dataset, order: EpochOrder, batch_size: int, epoch: Callable[[], int], **options: Any
+    ) -> None:
         super().__init__(dataset, batch_size=batch_size, sampler=order, collate_fn=collate, **options)
+        self._present = epoch
         self._epoch = self._batch = 0
         self._resumed: tuple[int, int] | None = None
 
@@ -58,10 +69,11 @@ class ResumableLoader(DataLoader):
         return self._from_here()
 
     def _from_here(self) -> Iterator[Any]:
-        self._epoch, self._batch = self.sampler.epoch, 0
+        self._epoch, self._batch = self._present(), 0
         if self._resumed is not None and self._resumed[0] == self._epoch:
             self._batch = self._resumed[1]
         self._resumed = None
+        self.sampler.set_epoch(self._epoch)
         self.sampler.skip = self._batch * self.batch_size
         for batch in super().__iter__():
             self._batch += 1

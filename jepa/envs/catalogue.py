@@ -16,13 +16,12 @@ import gymnasium
 from jepa.envs.adapter import Adapter
 from jepa.envs.any_gymnasium import AnyGymnasium
 from jepa.envs.mujoco_env import MujocoAdapter, is_mujoco, load_mujoco
-from jepa.envs.names import check_known, did_you_mean
 from jepa.envs.point_maze import PointMaze
 from jepa.envs.pool import LocalPool, WorkerPool
 from jepa.envs.pusht import PushT
 from jepa.envs.reacher import Reacher
 from jepa.envs.task import AdapterTask, TwoRoomsTask
-from jepa.errors import InputError
+from jepa.errors import check_known, did_you_mean, InputError
 from jepa.schema import EvalSpec, Task
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from jepa.envs import two_rooms
 from jepa.envs.adapter import Moment, Traits
-from jepa.envs.names import check_choice
 from jepa.envs.pool import Pool
 from jepa.envs.two_rooms_env import LAYOUTS
-from jepa.errors import InputError
+from jepa.errors import check_choice, InputError
 from jepa.schema import ActionSpec, EvalSpec, ObservationSpec, Outcome, Sample, Specs
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepa.envs import two_rooms
-from jepa.envs.names import check_choice, check_known
-from jepa.errors import InputError
+from jepa.errors import check_choice, check_known, InputError
 
 LAYOUTS = ("fixed", "random")
 FACTORS = ("start", "goal", "wall", "door")

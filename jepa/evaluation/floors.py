@@ -37,18 +37,13 @@ class RandomPolicy:
 
 
 class IdlePolicy:
-    """Does nothing: the idle action of the task if it names one (``task.idle(sample) -> [B,a]``), zeros otherwise.
-
-    A task whose action is a target position is idle when it asks for the present position.
-    """
+    """Does nothing, in the words of the task: zero is not idle where an action is a target position."""
 
     def __init__(self, task: Task) -> None:
-        self.idle = getattr(task, "idle", None)
-        space = task.specs.action
-        self.zero = torch.zeros(space.env_width).clamp(torch.tensor(space.low), torch.tensor(space.high))
+        self.task = task
 
     def act(self, sample: Sample) -> Tensor:
-        return self.zero.repeat(len(sample.video), 1) if self.idle is None else self.idle(sample)
+        return self.task.idle(sample)
 
     def reset(self, done: Tensor) -> None:
         """It has no past."""

@@ -6,15 +6,14 @@ decides the number: which environment, which starts and goals, how many steps, w
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_known
 from jepa.schema import Episodes
 
 
@@ -31,6 +30,7 @@ class EvaluationProtocol:
         goals: ``environment``: the environment draws start and goal; ``episodes``: both are states of one held-out
             episode, ``offset`` environment steps apart
         offset: environment steps from start to goal, for ``episodes``
+        unsolved: leave out pairs whose start already counts as success, for ``episodes``
         seed: pair i is seeded with seed + i
         description: one sentence
     """
@@ -42,6 +42,7 @@ class EvaluationProtocol:
     budget: int = 50
     goals: Literal["environment", "episodes"] = "environment"
     offset: int = 0
+    unsolved: bool = False
     seed: int = 1_000_000
     description: str = ""
 
@@ -95,24 +96,27 @@ _ALL = (
         "PointMaze_UMaze-v3",
         goals="episodes",
         offset=25,
+        unsolved=True,
         budget=50,
-        description="Reach the place that a held-out episode reached 25 steps later; success at any of 50 steps.",
+        description="Reach the place, out of reach at the start, that a held-out episode reached 25 steps later; "
+        "success at any of 50 steps.",
     ),
 )
+_TRIES = 50  # windows that are looked at per pair that is wanted
 PROTOCOLS: dict[str, EvaluationProtocol] = {protocol.name: protocol for protocol in _ALL}
 
 
 def find_protocol(name: str) -> EvaluationProtocol:
     """The protocol of that name; InputError with the nearest name otherwise."""
-    if name in PROTOCOLS:
-        return PROTOCOLS[name]
-    near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"protocol {name!r} is not known; {hint}The protocols are {', '.join(PROTOCOLS)}")
+    check_known("protocol", [name], PROTOCOLS)
+    return PROTOCOLS[name]
 
 
 def episode_pairs(
-    episodes: Episodes, protocol: EvaluationProtocol, held_out: Sequence[int] | None = None
+    episodes: Episodes,
+    protocol: EvaluationProtocol,
+    success: Callable[[Tensor, Tensor], Tensor],
+    held_out: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw starts and goals ``offset`` environment steps apart: privileged states [pairs,X] each.
 
@@ -121,8 +125,12 @@ def episode_pairs(
 
     Args:
         episodes: where the states come from; only the state column is read
-        protocol: offset, number of pairs, seed
+        protocol: offset, number of pairs, seed, and whether solved starts are left out
+        success: states and goals [B,X] -> bool [B], as the task has it
         held_out: numbers of the episodes to draw from; all by default
+
+    Raises:
+        InputError: the episodes are too short, hold no state, or hardly ever leave where they started
     """
     numbers = list(range(len(episodes)) if held_out is None else held_out)
     windows = torch.tensor([max(0, episodes.length(number) - protocol.offset) for number in numbers])
@@ -131,15 +139,22 @@ def episode_pairs(
             f"none of the {len(numbers)} held-out episodes is longer than {protocol.offset} steps, which protocol "
             f"{protocol.name} puts between start and goal; collect longer episodes"
         )
-    generator = torch.Generator().manual_seed(protocol.seed)
-    unit = torch.rand(protocol.pairs, generator=generator, dtype=torch.float64)
-    pick = (unit * int(windows.sum())).long()
-    ends = windows.cumsum(0)
-    row = torch.searchsorted(ends, pick, right=True)
-    first = pick - (ends - windows)[row]
-    states = [_states(episodes, numbers[r], f, f + protocol.offset) for r, f in zip(row.tolist(), first.tolist())]
-    both = torch.stack(states)
-    return both[:, 0], both[:, 1]
+    generator, ends = torch.Generator().manual_seed(protocol.seed), windows.cumsum(0)
+    found: list[Tensor] = []
+    for _ in range(_TRIES * protocol.pairs):
+        pick = (torch.rand(1, generator=generator, dtype=torch.float64) * int(ends[-1])).long()
+        row = int(torch.searchsorted(ends, pick, right=True))
+        first = int(pick - (ends - windows)[row])
+        pair = _states(episodes, numbers[row], first, first + protocol.offset)
+        if not (protocol.unsolved and success(pair[:1], pair[1:])):
+            found.append(pair)
+        if len(found) == protocol.pairs:
+            both = torch.stack(found)
+            return both[:, 0], both[:, 1]
+    raise InputError(
+        f"only {len(found)} of {_TRIES * protocol.pairs} windows of the held-out episodes end out of reach of their "
+        f"start, protocol {protocol.name} wants {protocol.pairs}; collect episodes that move further"
+    )
 
 
 def _states(episodes: Episodes, episode: int, start: int, goal: int) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+from difflib import get_close_matches
 from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ class Encoder(nn.Module):
 
     dim: int  # D
     grid: tuple[int, int]  # rows and columns of tokens in a frame; (1, 1) when pooled
+    frozen: bool = False
 
     def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...], norm: bool) -> None:
         super().__init__()
@@ -36,11 +40,20 @@ class Encoder(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must turn images [n,C,H,W] into tokens [n,N,D]")
 
+    def freeze(self) -> None:
+        """Stop learning for good: no gradient, and evaluation mode whatever the trainer says."""
+        self.frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Encoder:
+        # batch norm statistics and dropout of frozen weights must not move
+        return super().train(mode and not self.frozen)
+
     def forward(self, video: Tensor) -> Tensor:
-        if video.dtype != torch.uint8 or video.shape[-2:] != (self.size, self.size):
+        if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-2:] != (self.size, self.size):
             raise InputError(
-                f"the encoder was given {video.dtype} frames of {tuple(video.shape[-2:])} pixels, but expects uint8 of "
-                f"{(self.size, self.size)}; set data.size or the encoder's size so that both agree"
+                f"the encoder was given {video.dtype} video of shape {tuple(video.shape)}, but expects uint8 "
+                f"[B,T,C,{self.size},{self.size}]; set data.size or the encoder's size so that both agree"
             )
         images = torch.addcmul(self.shift, video.flatten(0, 1).to(self.scale.dtype), self.scale)
         z = self.features(images)
@@ -53,8 +66,8 @@ class ConvNet(Encoder):
     Args:
         dim: D, the width of the latent.
         size: height and width of a frame in pixels, a multiple of 16.
-        channels: of the three convolutions, multiples of 8. The first has stride 4: with two of stride 2 in its place a CPU trains
-            half as fast.
+        channels: of the three convolutions, multiples of 8. The first has stride 4: with two of stride 2 in its
+            place a CPU trains half as fast.
         hidden: width of the layer between the convolutions and the latent.
         norm: end with a layer norm without parameters.
     """
@@ -150,44 +163,37 @@ class TimmBackbone(Encoder):
         frozen: bool = True,
         norm: bool = True,
     ) -> None:
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-            raise InputError(f"timm has no model {name!r}; near are {', '.join(near) or 'none'} (timm.list_models())")
         _check_pool(pool)
-        config = timm.get_pretrained_cfg(name)
+        config = _pretrained_config(name)
         super().__init__(size, config.mean, config.std, norm)
         # models of a fixed input size (ViTs) must be told the size; convolutional ones take any
         self.backbone = timm.create_model(
             name, num_classes=0, **({"img_size": size} if config.fixed_input_size else {})
         )
-        self.pool, self.frozen = pool, frozen
+        self.pool = pool
         if weights is not None:
-            self.backbone.load_state_dict(_read_weights(Path(weights), config.classifier))
-        if frozen:
-            self.backbone.requires_grad_(False)
-        self.train(self.training)
+            _load_weights(self.backbone, Path(weights), config.classifier)
         with torch.no_grad():
             feature_map = self.backbone.eval().forward_features(torch.zeros(1, 3, size, size))
+        self.backbone.train()
         self.grid = (1, 1) if pool == "mean" else self._grid(feature_map)
         self.dim = self.backbone.num_features
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> TimmBackbone:
-        super().train(mode)
-        if self.frozen:  # batch norm statistics and dropout of frozen weights must not move
-            self.backbone.eval()
-        return self
+        if frozen:
+            self.freeze()
 
     def _grid(self, feature_map: Tensor) -> tuple[int, int]:
         if feature_map.ndim == 4:
-            return tuple(feature_map.shape[-2:])
+            return tuple(self._channels_first(feature_map).shape[-2:])
         return tuple(self.backbone.patch_embed.grid_size)
+
+    def _channels_first(self, x: Tensor) -> Tensor:
+        return x.movedim(-1, 1) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else x
 
     def features(self, images: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             x = self.backbone.forward_features(images)
-        if x.ndim == 4:  # convolutional: [n,D,h,w]
-            x = x.flatten(2).transpose(1, 2)
+        if x.ndim == 4:  # a feature map: [n,D,h,w], or [n,h,w,D] of windowed transformers
+            x = self._channels_first(x).flatten(2).transpose(1, 2)
         else:
             x = x[:, self.backbone.num_prefix_tokens :]
         return x.mean(1, keepdim=True) if self.pool == "mean" else x
@@ -198,10 +204,31 @@ def _check_pool(pool: str) -> None:
         raise InputError(f"pool was given {pool!r}; use 'mean' (one token per frame) or 'none' (the grid)")
 
 
-def _read_weights(path: Path, classifier: str | tuple[str, ...] | None) -> dict[str, Tensor]:
-    """A timm state dict without its classifier. Nothing in the file can run code."""
+def _pretrained_config(name: str) -> timm.models.PretrainedCfg:
+    """What timm knows of a model: the statistics of its pixels, whether its input size is fixed, its classifier."""
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=3)
+        raise InputError(f"timm has no model {name!r}; near are {', '.join(near) or 'none'} (timm.list_models())")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise InputError(f"timm cannot build {name!r}: {error} See timm.list_pretrained().") from error
+
+
+def _load_weights(backbone: nn.Module, path: Path, classifier: str | tuple[str, ...] | None) -> None:
+    """Load a timm state dict without its classifier. Nothing in the file can run code."""
     if not path.is_file():
         raise InputError(f"no weights at {path}; give the path of a timm state dict (.pth or .safetensors)")
-    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is damaged or holds more than tensors ({error.__class__.__name__}); give a timm state dict, "
+            "saved with safetensors or torch.save(model.state_dict(), ...)"
+        ) from error
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    return {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+    kept = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+    try:
+        backbone.load_state_dict(kept)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the timm model: {' '.join(str(error).split())[:300]}") from error

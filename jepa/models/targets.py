@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from jepa.models.encoders import Encoder
 from jepa.models.layers import layer_norm
 
 
@@ -78,8 +79,8 @@ class Frozen(Target):
     def __init__(self, norm: bool = True) -> None:
         super().__init__(norm)
 
-    def bind(self, encoder: nn.Module) -> None:
-        encoder.requires_grad_(False)
+    def bind(self, encoder: Encoder) -> None:
+        encoder.freeze()
 
     def latents(self, encoder: nn.Module, video: Tensor, latent: Tensor) -> Tensor:
         return latent.detach()

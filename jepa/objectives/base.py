@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ from jepa.errors import InputError
 from jepa.schema import Prediction, Specs
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """One term of the loss: ``loss = sum(o.weight_at(progress) * o(prediction))``.
 
     Under ``torch.distributed`` the gradient that DDP or FSDP averages over the processes equals the gradient of one
@@ -49,16 +49,9 @@ class Objective(nn.Module):
         start, end = self.ramp
         return self.weight * (progress - start) / (end - start) if progress > start else 0.0
 
+    @abstractmethod
     def forward(self, prediction: Prediction) -> Tensor:
         """The term without its weight: a scalar."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}" + ("" if self.ramp is None else f", ramp={tuple(self.ramp)}")
-
-
-def check_choice(argument: str, value: str, known: Collection[str]) -> str:
-    """``value`` if it is known, else an :class:`InputError` that names ``argument`` and what is."""
-    if value not in known:
-        raise InputError(f"{argument}={value!r}: expected one of {', '.join(known)}; choose one of them")
-    return value

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa.errors import InputError
-from jepa.objectives.base import Objective, check_choice
+from jepa.errors import InputError, check_choice
+from jepa.objectives.base import Objective
 from jepa.schema import Prediction
 
 

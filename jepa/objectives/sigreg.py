@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jepa.errors import InputError
-from jepa.objectives.base import Objective, check_choice
+from jepa.errors import InputError, check_choice
+from jepa.objectives.base import Objective
 from jepa.objectives.samples import Over, grouped, joint_count, joint_sum
 from jepa.schema import Prediction
 

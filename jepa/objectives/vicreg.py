@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jepa.errors import InputError
-from jepa.objectives.base import Objective, check_choice
+from jepa.errors import InputError, check_choice
+from jepa.objectives.base import Objective
 from jepa.objectives.samples import OVER, Over, centred, grouped, joint_sum
 from jepa.schema import Prediction
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_choice
 
 
 class Cost(ABC):
@@ -72,8 +72,8 @@ class GoalLatent(Cost):
         last_weight: float = 1.0,
         discount: float = 0.95,
     ) -> None:
-        _one_of("norm", norm, ("l2", "l1", "cosine"))
-        _one_of("reduce", reduce, ("last", "sum", "discounted"))
+        check_choice("GoalLatent.norm", norm, ("l2", "l1", "cosine"))
+        check_choice("GoalLatent.reduce", reduce, ("last", "sum", "discounted"))
         self.norm, self.reduce = norm, reduce
         self.last_weight, self.discount = last_weight, discount
 
@@ -117,8 +117,3 @@ class ActionPenalty(Cost):
         if action.shape[-2] < 2:
             return action.new_zeros(action.shape[:2])
         return action.diff(dim=-2).square().mean((-2, -1))
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"GoalLatent: {name}={value!r} is not known; choose one of {', '.join(known)}")

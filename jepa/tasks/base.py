@@ -8,10 +8,10 @@ from pathlib import Path
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from jepa.checkpoints.io import AtomicCheckpointIO
 from jepa.errors import InputError
 
 log = logging.getLogger(__name__)
+logging.getLogger("lightning").handlers.clear()  # it brings a console of its own and would say everything twice
 
 
 class CommandLine(LightningCLI):
@@ -39,7 +39,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-        trainer_defaults={"plugins": AtomicCheckpointIO()},
+        trainer_defaults={"plugins": {"class_path": "jepa.checkpoints.io.AtomicCheckpointIO"}},
     )
     path = checkpoint_path(cli.config.ckpt_path, cli.trainer.checkpoint_callbacks)
     if path is None and verb != "fit":

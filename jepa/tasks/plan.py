@@ -13,9 +13,10 @@ from torch import Tensor
 from jepa.data.clips import split
 from jepa.data.hdf5 import Hdf5Episodes
 from jepa.envs import make
+from jepa.errors import InputError
 from jepa.evaluation import EvaluationProtocol, Report, Trajectories, compare, episode_pairs, evaluate, find_protocol
 from jepa.planning import MPC, Cost, check_specs
-from jepa.schema import Planner, World
+from jepa.schema import Planner, Task, World
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +73,13 @@ def plan(
     rules = find_protocol(protocol)
     rules = rules if pairs is None else rules.with_pairs(pairs)
     earlier = None if against is None else Report.load(against)
-    starts, goals = _pairs(rules, episodes, parts, split_seed)
     policy = MPC(world, planner, cost, horizon, execute, history, chunk, device, seed)
     size = world.specs.observation.height
     task = make(rules.env, num=min(num, rules.pairs), size=size, **rules.env_options)
     seen = Trajectories()
     try:
         check_specs(world.specs, task.specs)
+        starts, goals = _pairs(rules, task, episodes, parts, split_seed)
         title = name or f"{type(world).__name__}, {type(planner).__name__}"
         report = evaluate(policy, task, rules, starts, goals, floors, decisions, title, seen)
     finally:
@@ -92,14 +93,20 @@ def plan(
 
 
 def _pairs(
-    rules: EvaluationProtocol, episodes: Path | None, parts: tuple[float, float, float], split_seed: int
+    rules: EvaluationProtocol, task: Task, episodes: Path | None, parts: tuple[float, float, float], split_seed: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Starts and goals from the test episodes, or None where the environment draws them."""
-    if rules.goals == "environment" or episodes is None:
-        return None, None  # evaluate() refuses the missing ones by name
+    if (rules.goals == "episodes") != (episodes is not None):
+        needs = "needs a dataset for its starts and goals" if episodes is None else "draws its own starts and goals"
+        raise InputError(
+            f"protocol {rules.name} {needs}, was given episodes={episodes}; "
+            f"{'name one' if episodes is None else 'leave it out'}"
+        )
+    if episodes is None:
+        return None, None
     store = Hdf5Episodes(episodes)
     _, _, test = split(store, parts, split_seed)
-    return episode_pairs(store, rules, test)
+    return episode_pairs(store, rules, task.success, test)
 
 
 def _settings(policy: MPC) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""The verb ``jepa inspect``: say what a file holds without changing it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jepa.checkpoints.load import load, read
+from jepa.data.hdf5 import Hdf5Episodes
+from jepa.errors import InputError
+from jepa.schema import Specs
+
+
+def inspect(path: Path) -> str:
+    """Say what a dataset (.h5), a checkpoint (.ckpt) or a feature cache (folder) holds.
+
+    Args:
+        path: the file or folder
+    """
+    if not path.exists():
+        raise InputError(f"nothing at {path}; give a dataset (.h5), a checkpoint (.ckpt) or a feature cache (folder)")
+    if path.is_dir():
+        return _features(path)
+    if path.suffix == ".ckpt":
+        return _checkpoint(path)
+    return _dataset(path)
+
+
+def _dataset(path: Path) -> str:
+    episodes = Hdf5Episodes(path)
+    lengths = [episodes.length(number) for number in range(len(episodes))]
+    facts = {
+        "episodes": len(lengths),
+        "frames": sum(lengths),
+        "frames of an episode": f"{min(lengths)} to {max(lengths)}",
+        "bytes of a frame on disk": round(path.stat().st_size / sum(lengths)),
+    }
+    return _table(f"dataset {path}", facts | _specs(episodes.specs))
+
+
+def _checkpoint(path: Path) -> str:
+    checkpoint, world = read(path), load(str(path))
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in world.named_children()}
+    parts = {name: f"{type(part).__name__}, {counts[name]:,} parameters" for name, part in world.named_children()}
+    facts = {"optimiser steps": checkpoint["global_step"], **parts, "latent": f"{world.encoder.dim} wide, grid {world.encoder.grid}"}
+    return _table(f"checkpoint {path}", facts | _specs(world.specs))
+
+
+def _features(path: Path) -> str:
+    meta = path / "meta.json"
+    if not meta.is_file():
+        raise InputError(f"{path} is a folder without meta.json, so no feature cache; make one with `jepa embed`")
+    about: dict[str, Any] = json.loads(meta.read_text())
+    facts = {name: about[name] for name in ("tokens", "width", "dtype", "pool", "transform", "checkpoint", "source")}
+    splits = {f"episodes in {name}": len(numbers) for name, numbers in about["splits"].items()}
+    return _table(f"feature cache {path}", facts | splits | _specs(Specs.from_dict(about["specs"])))
+
+
+def _specs(specs: Specs) -> dict[str, Any]:
+    seen, action = specs.observation, specs.action
+    return {
+        "frame": f"{seen.channels} x {seen.height} x {seen.width}",
+        "action": f"{action.env_width} wide, in blocks of {action.block}",
+        "action bounds": f"{_numbers(action.low)} to {_numbers(action.high)}",
+        "action mean, std": f"{_numbers(action.mean)}, {_numbers(action.std)}",
+        "proprioception": f"{len(seen.proprio_mean)} wide",
+        "privileged state": ", ".join(seen.state_names) or "none",
+        "environment": f"{specs.evaluation.env or 'none'} {dict(specs.evaluation.env_options)}",
+        "history": specs.evaluation.history,
+        "protocol": specs.evaluation.protocol or "none",
+    }
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
+
+
+def _table(title: str, facts: dict[str, Any]) -> str:
+    width = max(map(len, facts))
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in facts.items())])

@@ -1,0 +1,245 @@
+"""Fit a probe on a feature cache, score it on unseen episodes, and write the report: the work of ``jepa probe``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import jepa
+from jepa.errors import InputError
+from probes import score
+from probes.base import Probe
+from probes.cache import Examples, FeatureCache, batches, hold_out
+
+log = logging.getLogger(__name__)
+
+IDENTITY = ("weights", "checkpoint", "data", "pool")  # what the report repeats of a cache
+MEASURED = 8192  # examples whose features are looked at before gradient training, to standardise them
+
+
+class ProbeTask(lightning.LightningModule):
+    """Trains one copy of a probe per learning rate and weight decay, all on the same batches (as V-JEPA 2 does).
+
+    AdamW, cosine to zero. The best head is the one of lowest loss on held-out training episodes; the published
+    protocol takes the best on the test data, which flatters.
+
+    Args:
+        probe: a built probe.
+        lr: peak learning rates.
+        weight_decay: weight decays.
+    """
+
+    def __init__(self, probe: Probe, lr: Sequence[float] = (1e-3,), weight_decay: Sequence[float] = (0.01,)) -> None:
+        super().__init__()
+        self.settings = [{"lr": rate, "weight_decay": decay} for rate in lr for decay in weight_decay]
+        if not self.settings:
+            raise InputError("lr and weight_decay: expected at least one of each, give for example [0.001] and [0.01]")
+        self.heads = nn.ModuleList(copy.deepcopy(probe) for _ in self.settings)
+        self.held_out = torch.full((len(self.heads),), float("inf"))
+        self._sums = torch.zeros(len(self.heads), dtype=torch.float64)
+        self._count = 0
+
+    def _losses(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        z, y = batch
+        return torch.stack([head.loss(head(z), y) for head in self.heads])
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        losses = self._losses(batch)
+        self.log("train/loss", losses.detach().min(), prog_bar=True)
+        return losses.sum()  # the heads share no parameter, so each gets its own gradient
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums.zero_()
+        self._count = 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._sums += self._losses(batch).double().cpu() * len(batch[1])
+        self._count += len(batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        self.held_out = (self._sums / self._count).float()
+        self.log("val/loss", self.held_out.min(), prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = [{"params": head.parameters(), **setting} for head, setting in zip(self.heads, self.settings)]
+        optimiser = torch.optim.AdamW(groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def best(self) -> int:
+        """Number of the head of lowest held-out loss."""
+        if not self.held_out.isfinite().any():
+            raise InputError("no head has a finite held-out loss: lower lr")
+        return int(self.held_out.nan_to_num(float("inf")).argmin())
+
+
+@torch.no_grad()
+def predict(probe: Probe, examples: Examples, batch: int = 1024) -> tuple[Tensor, Tensor]:
+    """Predictions and targets of all examples, on the CPU."""
+    probe.eval()
+    device = next((value.device for value in (*probe.parameters(), *probe.buffers())), torch.device("cpu"))
+    parts = [(probe(z.to(device)).cpu(), y) for z, y in batches(examples, batch)]
+    return torch.cat([part for part, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _train(
+    probe: Probe,
+    train: Examples,
+    epochs: int,
+    batch: int,
+    lr: Sequence[float],
+    weight_decay: Sequence[float],
+    seed: int,
+    accelerator: str,
+) -> tuple[Probe, dict[str, Any]]:
+    """Gradient training; returns the chosen head and how it was chosen."""
+    part, held = hold_out(train, 0.1, seed)
+    some = np.random.default_rng(seed).permutation(len(part))[:MEASURED]
+    probe.build(part[np.sort(some)][0], part.y)
+    task = ProbeTask(probe, lr, weight_decay)
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        check_val_every_n_epoch=epochs,
+    )
+    with warnings.catch_warnings():
+        # The features are in memory or mapped: worker processes would only add copies.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(task, batches(part, batch, torch.Generator().manual_seed(seed)), batches(held, batch))
+    number = task.best()
+    chosen = {**task.settings[number], "held_out_loss": float(task.held_out[number]), "heads": len(task.settings)}
+    return task.heads[number].cpu(), chosen
+
+
+def _fit_and_score(
+    features: Path, probe: Probe, target: str, reach: int, seed: int, training: dict[str, Any]
+) -> tuple[Probe, dict[str, Any]]:
+    """Fit a fresh copy of ``probe`` on one cache and score it on the cache's test split."""
+    cache = FeatureCache(features)
+    options = {"target": target, "reads": probe.reads, "classes": probe.classes, "reach": reach}
+    train = cache.examples("train", seed=seed, **options)
+    test = cache.examples("test", seed=seed + 1, **options)
+    torch.manual_seed(seed)
+    probe, start = copy.deepcopy(probe), time.perf_counter()
+    if probe.closed_form:
+        z, y = train[:]
+        probe.build(z, y)
+        probe.fit(z, y)
+        chosen = None
+    else:
+        probe, chosen = _train(probe, train, seed=seed, **training)
+    seconds = time.perf_counter() - start
+    prediction, y = predict(probe, test)
+    if not prediction.isfinite().all():
+        raise InputError(f"the probe fitted on {features} answers NaN or infinity: lower lr or raise ridge")
+    if probe.classes:
+        result = score.classification(prediction, y, int(train.y.bincount().argmax()), test.episode, seed)
+    else:
+        result = score.regression(prediction, y, train.y.mean(0), test.episode, test.names, seed)
+    return probe, {
+        **result,
+        "examples": {"train": len(train), "test": len(test)},
+        "episodes": {"train": len(np.unique(train.episode)), "test": len(np.unique(test.episode))},
+        "head": chosen,
+        "seconds": round(seconds, 3),
+        "features": {"path": str(features)} | {name: cache.meta[name] for name in IDENTITY},
+    }
+
+
+def _comparable(features: Path, baseline: Path) -> None:
+    mine, theirs = FeatureCache(features).meta, FeatureCache(baseline).meta
+    different = [key for key in ("data", "splits") if mine[key] != theirs[key]]
+    if mine["specs"]["action"]["block"] != theirs["specs"]["action"]["block"]:
+        different.append("frame skip")
+    if different:
+        raise InputError(f"baseline {baseline} differs from {features} in {', '.join(different)}: embed the same data")
+
+
+def probe(
+    features: Path,
+    probe: Probe,
+    target: str,
+    out: Path,
+    baseline: Path | None = None,
+    epochs: int = 20,
+    batch: int = 256,
+    lr: Sequence[float] = (3e-4, 1e-3, 3e-3),
+    weight_decay: Sequence[float] = (0.01,),
+    reach: int = 16,
+    seed: int = 0,
+    accelerator: str = "auto",
+) -> dict[str, Any]:
+    """Fit a probe on the training episodes of a feature cache and score it on the test episodes.
+
+    Writes ``out/report.json`` and ``out/probe.safetensors`` and returns the report. Intervals are 95 % bootstrap
+    intervals over episodes. epochs, batch, lr and weight_decay concern probes without a closed form.
+
+    Args:
+        features: feature cache of the frozen encoder (``jepa embed``).
+        probe: the probe, by class_path, e.g. probes.linear.LinearProbe.
+        target: what to read out: names of state dimensions (comma-separated), state, proprio, action or reward.
+        out: folder for the report.
+        baseline: feature cache of the untrained encoder over the same data; the same probe is fitted there too.
+        epochs: passes over the training examples.
+        batch: examples of a batch.
+        lr: peak learning rates to try.
+        weight_decay: weight decays to try.
+        reach: how far goals may lie, in model steps (probes that read a goal).
+        seed: of the initial weights, the order, the goals and the bootstrap.
+        accelerator: cpu, gpu or auto.
+    """
+    if epochs < 1 or batch < 1:
+        raise InputError(f"epochs={epochs}, batch={batch}: expected at least 1 of each")
+    if baseline is not None:
+        _comparable(features, baseline)
+    training = {"epochs": epochs, "batch": batch, "accelerator": accelerator}
+    training |= {"lr": list(lr), "weight_decay": list(weight_decay)}
+    fitted, result = _fit_and_score(features, probe, target, reach, seed, training)
+    other = None
+    if baseline is not None:
+        _, other = _fit_and_score(baseline, probe, target, reach, seed, training)
+    kind = type(probe)
+    report = {
+        "probe": f"{kind.__module__}.{kind.__qualname__}",
+        "target": target,
+        "reads": probe.reads,
+        **result,
+        "baseline": other,
+        "settings": {**training, "reach": reach, "seed": seed},
+        "software": {"jepa": jepa.__version__, "torch": torch.__version__, "lightning": lightning.__version__},
+    }
+    _write(Path(out), fitted, report)
+    return report
+
+
+def _write(out: Path, fitted: Probe, report: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    weights, text = out / "probe.safetensors.partial", out / "report.json.partial"
+    try:
+        save_file({name: value.contiguous() for name, value in fitted.state_dict().items()}, weights)
+        text.write_text(json.dumps(report, indent=1, allow_nan=False))
+        os.replace(weights, out / "probe.safetensors")
+        os.replace(text, out / "report.json")
+    finally:
+        weights.unlink(missing_ok=True)
+        text.unlink(missing_ok=True)

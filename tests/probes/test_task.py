@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jepa.errors import InputError
+from jepa.tasks.embed import write_cache
+from probes import score
+from probes.attentive import AttentiveProbe
+from probes.cache import FeatureCache, hold_out
+from probes.linear import LinearProbe
+from probes.neighbours import NeighbourProbe
+from probes.policy import BehaviourCloning
+from probes.task import ProbeTask, predict, probe
+
+
+def test_a_known_linear_map_scores_one(cache_path, tmp_path):
+    report = probe(cache_path, LinearProbe(ridge=1e-8), "x,y", tmp_path / "out")
+    assert report["r2"] > 0.999
+    assert report["r2_interval"][0] <= report["r2"] <= report["r2_interval"][1]
+    assert report["targets"].keys() == {"x", "y"} and report["error_of_mean"] >= 1
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_saved_weights_give_the_same_predictions(cache_path, tmp_path):
+    probe(cache_path, LinearProbe(), "x", tmp_path / "out")
+    test = FeatureCache(cache_path).examples("test", "x")
+    again = LinearProbe()
+    again.build(test[:][0], test.y)
+    again.load_state_dict(load_file(tmp_path / "out" / "probe.safetensors"))
+    assert score.regression(*predict(again, test), test.y.mean(0), test.episode, test.names)["r2"] > 0.999
+
+
+def test_the_baseline_is_fitted_alike_and_must_be_of_the_same_data(cache_path, world, episodes, splits, tmp_path):
+    blind = type(world)(episodes.specs, seed=1)
+    torch.nn.init.normal_(blind.weight, std=1e-3)
+    with torch.no_grad():
+        blind.weight[:, :, :2] = 0  # it sees everything but the position
+    other = write_cache(blind, episodes, splits, tmp_path / "blind")
+    report = probe(cache_path, LinearProbe(), "x", tmp_path / "out", baseline=other)
+    assert report["r2"] > 0.99 > 0.1 > report["baseline"]["r2"]
+    assert report["baseline"]["features"]["weights"] != report["features"]["weights"]
+
+    wrong = write_cache(blind, episodes, {"train": [0, 1, 2], "test": [3, 4]}, tmp_path / "wrong")
+    with pytest.raises(InputError, match="differs from .* in splits"):
+        probe(cache_path, LinearProbe(), "x", tmp_path / "again", baseline=wrong)
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("kind", [LinearProbe, NeighbourProbe, AttentiveProbe])
+def test_every_probe_tells_the_side(cache_path, tmp_path, kind):
+    report = probe(cache_path, kind(classes=2), "side", tmp_path / "out", epochs=25, batch=32, lr=[3e-2],
+                   accelerator="cpu")  # fmt: skip
+    assert report["accuracy"] > 0.85 and report["accuracy"] > report["accuracy_of_most_common"]
+
+
+def test_gradient_regression_and_the_choice_of_head(cache_path, tmp_path):
+    report = probe(cache_path, AttentiveProbe(heads=2), "x,y", tmp_path / "out", epochs=30, batch=32, lr=[1e-7, 1e-2],
+                   accelerator="cpu")  # fmt: skip
+    assert report["r2"] > 0.8
+    assert report["head"]["lr"] == 1e-2 and report["head"]["heads"] == 2
+
+
+def test_cloning_beats_the_mean_action_when_actions_point_at_the_goal(episodes, world, splits, tmp_path):
+    drift = np.random.default_rng(0).uniform(-1, 1, (len(episodes), 1, 2))
+    episodes.action[:] = 0.2 * episodes.action + 0.8 * drift  # every episode has a direction
+    episodes.position[:] = 3 * drift + np.cumsum(episodes.action, axis=1) * 0.5
+    cache = write_cache(world, episodes, splits, tmp_path / "cache")
+    report = probe(cache, BehaviourCloning(hidden=32), "action", tmp_path / "out", epochs=40, batch=64, lr=[1e-2],
+                   accelerator="cpu")  # fmt: skip
+    assert report["error"] < 0.5 * report["error_of_mean"]
+
+
+def test_the_same_seed_gives_the_same_report(cache_path, tmp_path):
+    options = {"epochs": 2, "lr": [1e-3], "accelerator": "cpu"}
+    first, second = (probe(cache_path, BehaviourCloning(16), "action", tmp_path / name, **options) for name in "ab")
+    assert first["r2"] == second["r2"]
+
+
+def test_heads_train_as_if_alone():
+    torch.manual_seed(0)
+    z, y = torch.randn(64, 1, 1, 4), torch.randn(64, 2)
+    built = BehaviourCloning(8)
+    built.build(z.expand(-1, 2, -1, -1), y)
+    task = ProbeTask(built, lr=[1e-2, 1e-3])
+    pair = z.expand(-1, 2, -1, -1)
+    task._losses((pair, y)).sum().backward()
+    together = [parameter.grad.clone() for parameter in task.heads[1].parameters()]
+    task.zero_grad()
+    task.heads[1].loss(task.heads[1](pair), y).backward()
+    assert all(torch.equal(a, b.grad) for a, b in zip(together, task.heads[1].parameters()))
+
+
+def test_the_held_out_part_shares_no_episode(cache_path):
+    rest, held = hold_out(FeatureCache(cache_path).examples("train", "x"), 0.1, seed=0)
+    assert not set(rest.episode) & set(held.episode) and len(rest) + len(held) == 16 * 20
+    assert len(set(held.episode)) == 2
+
+
+def test_r2_agrees_with_its_definition_and_resampling_with_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(60, 2, generator=generator) + 100
+    guess = y + 0.5 * torch.randn(60, 2, generator=generator)
+    episode = np.repeat(np.arange(6) * 7, 10)
+    result = score.regression(guess, y, y.mean(0), episode, ("a", "b"))
+    expected = 1 - ((guess - y) ** 2).sum(0) / ((y - y.mean(0)) ** 2).sum(0)
+    assert np.allclose([result["targets"][name]["r2"] for name in "ab"], expected.numpy(), atol=1e-4)
+    rng, draws = np.random.default_rng(1), []
+    for _ in range(2000):
+        rows = np.concatenate([np.arange(60)[episode == e] for e in rng.choice(np.unique(episode), 6)])
+        t, g = y[rows].double(), guess[rows].double()
+        draws.append(float((1 - ((g - t) ** 2).sum(0) / ((t - t.mean(0)) ** 2).sum(0)).mean()))
+    assert np.allclose(result["r2_interval"], np.percentile(draws, [2.5, 97.5]), atol=0.02)
+
+
+def test_bad_input_is_named(cache_path, tmp_path):
+    with pytest.raises(InputError, match="epochs=0"):
+        probe(cache_path, AttentiveProbe(), "x", tmp_path / "out", epochs=0)
+    with pytest.raises(InputError, match="k=999 neighbours among 320"):
+        probe(cache_path, NeighbourProbe(k=999), "x", tmp_path / "out")
+    with pytest.raises(InputError, match="constant over the test episodes"):
+        score.regression(torch.zeros(4, 1), torch.ones(4, 1), torch.ones(1), np.arange(4), ("x",))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,20 @@
+"""Frames as PNG data inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def png(frame: Any) -> str:
+    """A frame ``uint8 [C,H,W]`` with one or three channels, as a ``data:`` address."""
+    pixels = np.asarray(frame)
+    assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[0] in (1, 3), (pixels.dtype, pixels.shape)
+    image = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

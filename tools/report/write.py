@@ -1,0 +1,75 @@
+"""Writes ``report.html`` and ``report.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jepa.errors import InputError
+from tools.report.content import Figures, Report
+from tools.report.headline import Headline
+from tools.report.page import page
+
+FORMAT = "jepa-report/1"
+
+
+def write_report(report: Report, figures: Figures, out: Path) -> Path:
+    """Write ``out/report.json`` and ``out/report.html``, each whole or not at all; the path of the page.
+
+    Equal content gives equal bytes. Raises InputError where ``out`` cannot be written.
+    """
+    out = Path(out)
+    numbers = json.dumps(as_json(report, figures), indent=1, allow_nan=False, ensure_ascii=False)
+    document = page(report, figures)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _replace(out / "report.json", numbers + "\n")
+        _replace(out / "report.html", document)
+    except OSError as error:
+        raise InputError(f"cannot write the report to {out}: {error.strerror}; free space or name another folder") from error
+    return out / "report.html"
+
+
+def as_json(report: Report, figures: Figures) -> dict[str, Any]:
+    """Everything that the page shows except its pictures, as plain JSON; numbers that are not finite are null."""
+    return {
+        "format": FORMAT,
+        "headline": _plain(asdict(Headline.of(report))),
+        "report": _plain(report),
+        "figures": _plain(figures),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        shown = (item for item in fields(value) if not item.metadata.get("picture"))
+        return {item.name: _plain(getattr(value, item.name)) for item in shown}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return _plain(np.asarray(value).tolist())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Through a temporary file beside it; nothing partial stays."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
