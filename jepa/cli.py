@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 from jepa import __version__
-from jepa.errors import InputError, did_you_mean
+from jepa.errors import DISK_FULL, InputError, did_you_mean
 
 HELP = f"""jepa {__version__}: joint-embedding predictive world models
 
@@ -46,8 +46,13 @@ def main(args: list[str] | None = None) -> int:
     try:
         return run(args[0], args[1:])
     except InputError as error:
-        print(f"jepa: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        message = f"no room on the disk to write {error.filename or 'a file'}; make some and run the command again"
+    print(f"jepa: {message}", file=sys.stderr)
+    return 2
 
 
 def run(verb: str, args: list[str]) -> int:

@@ -115,6 +115,7 @@ class ActionSpec:
         return len(self.low) * self.block
 
     def _tiled(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        assert like.shape[-1] == self.width, f"actions of width {like.shape[-1]} where blocks of {self.width} are due"
         return torch.tensor(values * self.block, dtype=like.dtype, device=like.device)
 
     def normalise(self, action: Tensor) -> Tensor:

@@ -30,6 +30,21 @@ IDENTITY = ("weights", "checkpoint", "data", "pool")  # what the report repeats 
 MEASURED = 8192  # examples whose features are looked at before gradient training, to standardise them
 
 
+class ProbeReport(dict[str, Any]):
+    """Every number of a fitted probe; as text, its headline in one line."""
+
+    def __str__(self) -> str:
+        metric = "r2" if "r2" in self else "accuracy"
+
+        def score(part: dict[str, Any]) -> str:
+            low, high = part[f"{metric}_interval"]
+            return f"{part[metric]:.3f} [{low:.3f}, {high:.3f}]"
+
+        name = self["probe"].rpartition(".")[2]
+        line = f"{name} of {self['target']}: {metric} {score(self)} on {self['episodes']['test']} test episodes"
+        return line if self["baseline"] is None else f"{line}, baseline {score(self['baseline'])}"
+
+
 class ProbeTask(lightning.LightningModule):
     """Trains one copy of a probe per learning rate and weight decay, all on the same batches (as V-JEPA 2 does).
 
@@ -188,7 +203,7 @@ def probe(
     reach: int = 16,
     seed: int = 0,
     accelerator: str = "auto",
-) -> dict[str, Any]:
+) -> ProbeReport:
     """Fit a probe on the training episodes of a feature cache and score it on the test episodes.
 
     Writes ``out/report.json`` and ``out/probe.safetensors`` and returns the report. Intervals are 95 % bootstrap
@@ -229,7 +244,7 @@ def probe(
         "software": {"jepa": jepa.__version__, "torch": torch.__version__, "lightning": lightning.__version__},
     }
     _write(Path(out), fitted, report)
-    return report
+    return ProbeReport(report)
 
 
 def _write(out: Path, fitted: Probe, report: dict[str, Any]) -> None:

@@ -225,5 +225,5 @@ def test_names_of_modules_resolve():
         assert path.is_file(), f"jepa.cli names {target}, but there is no {module}"
         body = tree(path).body
         names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-        names |= {alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        names |= {a.asname or a.name for node in body if isinstance(node, ast.ImportFrom) for a in node.names}
         assert function in names, f"jepa.cli names {target}, which {name(path)} does not define"

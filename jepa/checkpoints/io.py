@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from jepa.errors import InputError
+from jepa.errors import DISK_FULL, InputError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,6 +38,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _disk_is_full(error: BaseException | None) -> bool:
     """Whether an error is, or came of, a write that found no room: torch's zip writer hides it in a RuntimeError."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
     return error is not None and _disk_is_full(error.__cause__ or error.__context__)

@@ -19,6 +19,11 @@ FORMAT = 1
 
 def describe(world: WorldModel, tree: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself: the class_path tree that built the world, and the data it was trained on."""
+    if not isinstance(tree, dict):
+        raise InputError(
+            "a world that was built in Python does not say how to build it again; train it from a YAML config "
+            "(jepa fit), or save its state_dict yourself"
+        )
     return {"format": FORMAT, "world": tree, "specs": world.specs.to_dict()}
 
 
@@ -57,7 +62,8 @@ def load(
         try:
             world.load_state_dict(state)
         except RuntimeError as error:
-            raise InputError(f"{path} does not fit the model that it describes: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} does not fit the model that it describes: {reason}") from error
     return world.to(device).eval().requires_grad_(False)
 
 
@@ -72,7 +78,7 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path} holds pickled objects or is no checkpoint; only tensors and plain values are read, because "
             "unpickling can run code: export its state dict with the program that wrote it"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
         raise InputError(
             f"{path} is truncated or damaged ({error.__class__.__name__}); use an earlier checkpoint of the run"
         ) from error
@@ -85,7 +91,8 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path} has checkpoint format {given}, this version of jepa reads format {FORMAT}; "
             "load it with the version that wrote it"
         )
-    if missing := [key for key in ("world", "specs") if key not in about] + ["state_dict"] * ("state_dict" not in checkpoint):
+    parts = {"world": about, "specs": about, "state_dict": checkpoint}
+    if missing := [key for key, holder in parts.items() if key not in holder]:
         raise InputError(f"{path} lacks {', '.join(missing)}; expected a whole checkpoint, as `jepa fit` writes it")
     return checkpoint
 
@@ -104,8 +111,9 @@ def build(tree: Any, allow: tuple[str, ...] = ()) -> Any:
     arguments = {key: build(value, allow) for key, value in given.items()}
     try:
         return kind(**arguments)
-    except TypeError as error:
-        raise InputError(f"the checkpoint's {tree['class_path']} cannot be built here: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the checkpoint's {tree['class_path']} cannot be built here: {reason}") from error
 
 
 def _find_class(class_path: str, allow: tuple[str, ...]) -> type[nn.Module]:

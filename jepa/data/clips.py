@@ -67,8 +67,8 @@ class Clips(Dataset):
         self.short = int((windows == 0).sum())
         if not windows.sum():
             raise InputError(
-                f"no window of {frames} frames with frame skip {frame_skip} fits: it needs {self.span + 1} frames and the "
-                f"longest of {len(wanted)} episodes has {length.max(initial=0)}; use fewer frames or a smaller frame skip"
+                f"no window of {frames} frames with frame skip {frame_skip} fits: it needs {self.span + 1} frames and "
+                f"the longest of {len(wanted)} episodes has {length.max(initial=0)}; use a smaller frames or frame_skip"
             )
         if self.short:
             counts = (self.short, len(wanted), self.span + 1)

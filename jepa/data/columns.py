@@ -146,7 +146,9 @@ def width(table: Any) -> int:
     return int(np.prod(table.shape[1:], dtype=np.int64))
 
 
-def _kept(name: str, table: Any, length: np.ndarray, offset: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _kept(
+    name: str, table: Any, length: np.ndarray, offset: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """First row, rows and which of them count (within an episode, not padding), a block at a time."""
     counts = np.zeros(len(table) + 1, np.int64)
     np.add.at(counts, offset, 1)

@@ -9,8 +9,8 @@
     ep_len      int64   [E]         frames of each episode
     ep_offset   int64   [E]         its first row
 
-Attributes: ``format``, ``version``, ``specs`` (JSON of :class:`jepa.schema.Specs`) and ``finished``. A file without them
-is read as a plain stable-worldmodel file.
+Attributes: ``format``, ``version``, ``specs`` (JSON of :class:`jepa.schema.Specs`) and ``finished``. A file without
+them is read as a plain stable-worldmodel file.
 
 A chunk is one frame: a window decompresses exactly its frames, and a frame once written is never touched again. gzip-1
 reads as fast as lzf and takes little more than half of its room on uniform images. SWMR (single writer, multiple
@@ -20,7 +20,6 @@ moment when its ``ep_len`` is written, which is after everything else of it.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -36,7 +35,7 @@ from torch import Tensor
 
 from jepa.data import columns as rules
 from jepa.data.columns import NAMES, SCAN, episode_rows, measured
-from jepa.errors import InputError
+from jepa.errors import DISK_FULL, InputError
 from jepa.schema import Sample, Specs
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,6 @@ FORMAT, VERSION = "jepa.episodes", 1
 INDEX = ("ep_offset", "ep_len")
 ROWS = 1024  # rows per chunk of the narrow columns
 CHUNK_CACHE = 16 << 20  # bytes per column: holds the chunks of a window where other writers put many frames in one
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Hdf5Episodes:
@@ -91,7 +89,8 @@ class Hdf5Episodes:
 
         ``columns`` are names of :class:`jepa.schema.Sample`; all that exist by default.
         """
-        return self.read_many(np.array([episode]), np.asarray(frames, dtype=np.int64)[None], columns).map(lambda x: x[0])
+        batch = self.read_many(np.array([episode]), np.asarray(frames, dtype=np.int64)[None], columns)
+        return batch.map(lambda part: part[0])
 
     def read_many(self, episodes: np.ndarray, frames: np.ndarray, columns: tuple[str, ...] | None = None) -> Sample:
         """Frames int64 [B,T] of the episodes int64 [B], as :meth:`read` gives them with a batch axis before."""
@@ -168,7 +167,7 @@ class Hdf5Writer:
         """Write one whole episode of T frames.
 
         video uint8 [T,C,H,W]; action float [T-1,a]; proprio [T,P]; state [T,X]; reward [T-1]; terminated bool [T-1].
-        Action, reward and terminated may also have T rows, as :meth:`Hdf5Episodes.read` gives them; the last is padding.
+        Action, reward and terminated may also have T rows, as ``read`` gives them; the last one is padding.
 
         Raises:
             InputError: another shape, width or type than the specs say; NaN or infinite numbers; no room on the disk.
@@ -184,8 +183,6 @@ class Hdf5Writer:
 
     def close(self) -> None:
         """Store the statistics, finish the file and give it its name."""
-        if self._closed:
-            return
         if not self.episodes:
             raise InputError(f"no episode was written to {self.path}; append at least one")
         with self._room(0):
@@ -202,7 +199,7 @@ class Hdf5Writer:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
+        if kind is None and not self._closed:
             self.close()
         elif self._file is not None and not self._closed:
             self._file.close()
@@ -237,7 +234,7 @@ class Hdf5Writer:
 
     def _write(self, rows: Mapping[str, np.ndarray]) -> None:
         if differ := rows.keys() ^ self._columns().keys():
-            raise InputError(f"episode {self.episodes} and those before it differ in having {', '.join(sorted(differ))}")
+            raise InputError(f"episode {self.episodes} and those before it differ in having {sorted(differ)[0]}")
         for name, values in rows.items():
             _put(self._tables[name], self.frames, values)
         self._commit(np.array([self.frames]), np.array([len(rows["video"])]))
@@ -294,9 +291,8 @@ class Hdf5Writer:
         process at its end if it cannot: /dev/null takes it."""
         held = self._at.stat().st_size if self._at.exists() else 0
         if self._file is not None and self._file:
-            void = os.open(os.devnull, os.O_RDWR)
-            os.dup2(void, self._file.id.get_vfd_handle())
-            os.close(void)
+            with open(os.devnull, "r+b") as void:
+                os.dup2(void.fileno(), self._file.id.get_vfd_handle())
             self._file.close()
         self._at.unlink(missing_ok=True)
         self._closed = True

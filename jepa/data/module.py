@@ -140,8 +140,8 @@ class EpisodeData(LightningDataModule):
         batch = self._resized(batch) if self.size else batch
         if not (self.shift and self.trainer and self.trainer.training):
             return batch
-        drawn = np.random.SeedSequence((self.seed, self.trainer.global_step, self.trainer.global_rank)).generate_state(1)
-        random = torch.Generator().manual_seed(int(drawn[0]))
+        place = (self.seed, self.trainer.global_step, self.trainer.global_rank)
+        random = torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         return replace(batch, video=random_shift(batch.video, self.shift, random))
 
     def _resized(self, batch: Sample) -> Sample:

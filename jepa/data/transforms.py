@@ -31,7 +31,7 @@ def resize(video: Tensor, size: int) -> Tensor:
 def random_shift(video: Tensor, pixels: int, generator: torch.Generator | None = None) -> Tensor:
     """Shift every window of [B,T,C,H,W] by at most ``pixels`` in both directions, the same for all its frames.
 
-    The border is repeated (random shifts of DrQ, Yarats et al. 2021, without interpolation). ``generator`` is on the CPU.
+    The border is repeated: the random shifts of DrQ (Yarats et al. 2021). ``generator`` is on the CPU.
     """
     batch, height, width = video.shape[0], *video.shape[-2:]
     moves = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator).to(video.device)

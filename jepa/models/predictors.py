@@ -124,7 +124,7 @@ class ActionPredictor(nn.Module):
     def begin(self, z: Tensor, action: Tensor) -> RingCache:
         """The cache after latents [B,T,N,D] and the T-1 normalised actions [B,T-1,A] between them."""
         batch, steps, tokens, _ = z.shape
-        assert action.shape[1] == steps - 1, f"{steps} latents want {steps - 1} actions between them, got {action.shape}"
+        assert action.shape[1] == steps - 1, f"{steps} latents want {steps - 1} actions between them: {action.shape}"
         shape = (batch, self.heads, self.window, tokens, self.head)
         empty = [[z.new_zeros(shape) for _ in self.blocks] for _ in range(2)]
         cache = RingCache(z[:, 0], *empty)

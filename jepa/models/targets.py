@@ -38,11 +38,12 @@ class Target(nn.Module):
 class EMA(Target):
     """An exponential moving average of the encoder (Grill et al. 2020; the teacher of I-JEPA and V-JEPA).
 
-    After optimiser step i: teacher = m_i * teacher + (1 - m_i) * encoder, with m_i linear from ``start`` to ``end``.
+    After optimiser step i of n, counted from 0: teacher = m_i * teacher + (1 - m_i) * encoder, with
+    m_i = start + (end - start) * i / n.
 
     Args:
         start: momentum at the first step.
-        end: momentum at the last step.
+        end: momentum that the last steps approach.
         norm: layer norm without parameters on the targets.
     """
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from jepa.checkpoints.load import read
 from jepa.errors import InputError
+from jepa.schema import Specs
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # it brings a console of its own and would say everything twice
@@ -44,6 +46,8 @@ def run_trainer(verb: str, args: list[str]) -> None:
     path = checkpoint_path(cli.config.ckpt_path, cli.trainer.checkpoint_callbacks)
     if path is None and verb != "fit":
         raise InputError(f"{verb} was given no checkpoint; name one with --ckpt_path PATH, or 'last' for this run's")
+    if path is not None:
+        check_data(path, cli.datamodule.specs)
     getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
 
 
@@ -60,3 +64,19 @@ def checkpoint_path(asked: str | None, callbacks: list) -> str | None:
         return None
     log.info("resuming from %s", found[-1])
     return str(found[-1])
+
+
+def check_data(path: str, data: Specs) -> None:
+    """InputError if a checkpoint cannot be read, or was trained on frames or actions of another size than the data's."""
+    there, here = _sizes(Specs.from_dict(read(path)["jepa"]["specs"])), _sizes(data)
+    if differ := [f"{name} is {there[name]} there and {here[name]} here" for name in there if there[name] != here[name]]:
+        raise InputError(
+            f"{path} was trained on other data than this: {'; '.join(differ)}; give the data that it was trained on, "
+            "or leave --ckpt_path out and train anew"
+        )
+
+
+def _sizes(specs: Specs) -> dict[str, object]:
+    seen = specs.observation
+    frame = f"{seen.channels}x{seen.height}x{seen.width}"
+    return {"the frame": frame, "the action width": specs.action.env_width, "the frame skip": specs.action.block}

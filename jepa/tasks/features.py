@@ -10,7 +10,6 @@ Frames are encoded one by one (T=1), in environment steps; the frame skip is app
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jepa.errors import InputError
+from jepa.errors import DISK_FULL, InputError
 from jepa.schema import Episodes
 
 FORMAT, VERSION = "jepa-features", 1
@@ -106,7 +105,7 @@ def complete(out: Path) -> Iterator[Path]:
         folder.chmod(0o755)  # mkdtemp makes it private
         folder.rename(out)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             raise InputError(f"no room for the feature cache {out}: free some, or set pool to mean") from error
         raise
     finally:

@@ -9,10 +9,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from jepa.checkpoints.load import describe
+from jepa.errors import InputError
 from jepa.models.world import WorldModel
 from jepa.objectives.base import Objective
 from jepa.optim import Optimizer
-from jepa.schema import Prediction, Sample
+from jepa.schema import Prediction, Sample, Specs
 
 
 class Pretrain(LightningModule):
@@ -77,4 +78,16 @@ class Pretrain(LightningModule):
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_weights(checkpoint["state_dict"])
+        # what the weights were trained with counts, whatever the statistics of a dataset that has grown since
+        self.world.specs = Specs.from_dict(checkpoint["jepa"]["specs"])
         torch.set_rng_state(checkpoint["random_state"])
+
+    def _check_weights(self, given: dict[str, Tensor]) -> None:
+        mine, theirs = ({name: list(value.shape) for name, value in state.items()} for state in (self.state_dict(), given))
+        if differ := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
+            there, here = (state.get(differ[0], "missing") for state in (theirs, mine))
+            raise InputError(
+                f"the checkpoint is of another model: {differ[0]} is {there} there and {here} here, and {len(differ) - 1} "
+                "more differ; give the configuration that wrote it (config.yaml in its logs)"
+            )

@@ -22,6 +22,7 @@ import torch
 from coded_episodes import SPECS, coded, write
 
 from jepa.data.hdf5 import Hdf5Episodes, Hdf5Writer
+from jepa.errors import InputError
 from jepa.schema import Episodes, Specs
 from jepa.testing import check_episodes
 
@@ -207,7 +208,7 @@ def changed(**given: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("episode", "line"),
     [
-        (changed(video=np.zeros((6, 3, 8, 6), np.uint8)), "video of episode 0 is uint8 .*expected uint8 .* \\[3, 6, 8\\]"),
+        (changed(video=np.zeros((6, 3, 8, 6), np.uint8)), "video of episode 0 is uint8 .* = \\[3, 6, 8\\]"),
         (changed(video=np.zeros((6, 3, 6, 8), np.float32)), "video of episode 0 is float32"),
         (changed(action=np.zeros((5, 3))), "action of episode 0 is \\[5, 3\\], expected \\[5, 2\\] for 6 frames"),
         (changed(action=np.zeros((4, 2))), "action of episode 0 is \\[4, 2\\]"),
@@ -275,7 +276,7 @@ def test_reader_refuses(tmp_path: Path, line: str) -> None:
 def test_plain_stable_worldmodel_file(tmp_path: Path) -> None:
     path = tmp_path / "swm.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("pixels", data=np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), "u1"))
+        file["pixels"] = np.arange(9, dtype=np.uint8).repeat(48).reshape(9, 4, 4, 3)
         action = np.arange(18.0).reshape(9, 2)
         action[[4, 8]] = np.nan
         file["action"], file["proprio"] = action, np.ones((9, 3))

@@ -61,7 +61,7 @@ def fit(folder: Path, module: EpisodeData, ckpt: Path | None = None, **options: 
     ("options", "fitting"),
     [
         ({}, {"max_epochs": 2}),
-        ({"windows_per_epoch": 70}, {"max_steps": 9}),
+        ({"windows_per_epoch": 70, "shift": 1}, {"max_steps": 9}),
         ({}, {"max_epochs": 2, "limit_train_batches": 3, "val_check_interval": 2}),
         ({"workers": 1}, {"max_epochs": 2, "limit_train_batches": 3}),
     ],

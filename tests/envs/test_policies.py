@@ -61,7 +61,7 @@ def test_smooth_noise_has_the_promised_correlation(rooms: Task) -> None:
 
 
 def test_wander_covers_both_rooms_and_turns_at_walls(rooms: Task) -> None:
-    states, actions = film(rooms, policies.Wander(rooms, generator()), 120)
+    states, actions = film(rooms, policies.Wander(rooms, generator(), bounce=1.0), 120)
     x = states[..., 0]
     assert 0.25 < (x < 0.5).float().mean() < 0.75
     assert ((x[:, 0] < 0.5) != (x[:, -1] < 0.5)).any(), "nobody found the door"

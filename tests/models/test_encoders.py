@@ -52,12 +52,14 @@ def test_pixels_are_standardised_with_the_statistics_of_the_weights(name):
 def test_norm_puts_latents_on_one_sphere(name):
     z = SMALL[name]().eval()(pixels(32))
     assert torch.allclose(z.mean(-1), torch.zeros(()), atol=1e-5)
-    assert torch.allclose(z.square().sum(-1), torch.tensor(float(z.shape[-1])), rtol=1e-2)
+    assert torch.allclose(z.square().sum(-1), torch.tensor(float(z.shape[-1])), rtol=0.05)
 
 
 @pytest.mark.parametrize("name", ["conv", "resnet18"])
 @pytest.mark.parametrize(
-    "video", [torch.zeros(1, 1, 3, 32, 32), pixels(16), pixels(32)[:, 0], pixels(32)[..., :16]], ids=["float", "16", "4-d", "wide"]
+    "video",
+    [torch.zeros(1, 1, 3, 32, 32), pixels(16), pixels(32)[:, 0], pixels(32)[..., :16]],
+    ids=["float", "small", "unbatched", "narrow"],
 )
 def test_wrong_video_is_one_line(name, video):
     with pytest.raises(InputError, match="but expects uint8") as caught:

@@ -33,7 +33,7 @@ class Axis:
 
 
 def value_axis(values: np.ndarray, start: float, end: float, log: bool | None = None) -> Axis:
-    """An axis around finite ``values [n]``; ``log`` None decides: positive and over more than two decades."""
+    """An axis around finite ``values [n]``, logarithmic where ``log`` (None: over two decades) and all are positive."""
     low, high = float(values.min()), float(values.max())
     if log is None:
         log = low > 0 and high / low > 100

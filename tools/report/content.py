@@ -105,7 +105,7 @@ class Panel:
     curves: Sequence[Curve]
     group: str = "objectives"  # panels are shown group by group, in order of first appearance
     note: str = ""  # how to read it, in a few words
-    log: bool | None = None  # logarithmic values; None: where they are positive and span more than two decades
+    log: bool | None = None  # logarithmic values; None: where they span more than two decades, all positive
     reference: float | None = None  # a horizontal line to compare with
     reference_name: str = ""  # what that line is: "nothing changes"
 
@@ -227,7 +227,7 @@ class Figures:
     """The pictures of a report."""
 
     curves: Sequence[Panel] = ()
-    warnings: Sequence[str] = ()  # what the collapse watch said
+    warnings: Sequence[str] = ()  # what the collapse watch said; shown at the top of the page
     latents: LatentMap | None = None
     storyboards: Sequence[Storyboard] = ()
     trajectories: Sequence[Trajectory] = ()

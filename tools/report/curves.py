@@ -22,7 +22,8 @@ def chart(panel: Panel) -> str:
     drawn = [(name, steps, values) for name, steps, values in curves if len(values)]
     heading = tag("h4", escape(panel.title)) + (tag("p", escape(panel.note)) if panel.note else "")
     if not drawn:
-        return tag("figure", tag("figcaption", heading), tag("p", "No value was logged.", class_="missing"), class_="card")
+        nothing = tag("p", "No value was logged.", class_="missing")
+        return tag("figure", tag("figcaption", heading), nothing, class_="card")
     return tag("figure", tag("figcaption", heading, _legend(drawn)), _svg(panel, drawn), class_="card chart")
 
 
@@ -46,7 +47,8 @@ def _svg(panel: Panel, drawn: list) -> str:
         everything = np.append(everything, panel.reference)
     steps = np.concatenate([steps for _, steps, _ in drawn])
     first, last = float(steps.min()), float(steps.max())
-    x = Axis(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
+    alone = float(first == last)  # one step logged: in the middle
+    x = Axis(first - alone, last + alone, LEFT, WIDTH - RIGHT)
     y = value_axis(everything, HEIGHT - BOTTOM, TOP, panel.log)
     lines = [_thin(curve_steps, values) for _, curve_steps, values in drawn]
     marks = _grid(x, y) + _reference(panel, y)
@@ -74,6 +76,7 @@ def _grid(x: Axis, y: Axis) -> str:
     columns = (
         f'<text class="tick" x="{float(x.place(tick)):.1f}" y="{HEIGHT - 7}" text-anchor="middle">{_short(tick)}</text>'
         for tick in x.ticks()
+        if tick.is_integer()
     )
     scale = f'<text class="tick" x="{LEFT + 4}" y="{TOP + 8}">log</text>' if y.log else ""
     return "".join(rows) + "".join(columns) + scale
@@ -92,9 +95,9 @@ def _reference(panel: Panel, y: Axis) -> str:
 
 
 def _line(index: int, xs: np.ndarray, ys: np.ndarray) -> str:
-    points = "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys))
     if len(xs) == 1:
-        points += "h0"
+        return f'<path class="line lone s{index}" d="M{xs[0]:.1f} {ys[0]:.1f}h0"/>'
+    points = "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys))
     return f'<path class="line s{index}" d="M{points}"/>'
 
 

@@ -16,7 +16,7 @@ class Headline:
     floor: float | None  # success of the first floor policy
     floor_name: str
     probe: Score | None
-    probe_untrained: Score | None
+    untrained: float | None  # the same probe on the untrained encoder
     probe_name: str
     probe_metric: str
     p50_ms: float | None
@@ -38,7 +38,7 @@ class Headline:
             floor=floor.success.value if floor else None,
             floor_name=floor.policy if floor else "",
             probe=probe.trained if probe else None,
-            probe_untrained=probe.untrained if probe else None,
+            untrained=probe.untrained.value if probe and probe.untrained else None,
             probe_name=probe.name if probe else "",
             probe_metric=probe.metric if probe else "",
             p50_ms=policy.p50_ms if policy else None,

@@ -28,7 +28,8 @@ def significant(value: float, digits: int = 3) -> str:
         rounded = float(f"{value:.{digits}g}")
         decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
         return f"{rounded:,.{decimals}f}".replace(",", "\u202f").replace("-", "\u2212")
-    return f"{value:.{digits - 1}e}".replace("-", "\u2212")
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", "\u2212")
 
 
 def percent(value: float) -> str:
@@ -55,6 +56,8 @@ def number(value: float | None, form=significant) -> str:
     """A number as people read it, with the number itself in the element."""
     if value is None:
         return MISSING
+    if not math.isfinite(value):
+        return '<span class="missing">not finite</span>'
     return tag("data", escape(form(value)), value=repr(float(value)))
 
 

@@ -10,17 +10,29 @@ from tools.report.content import Figures, Report, Score
 from tools.report.curves import chart
 from tools.report.headline import Headline
 from tools.report.maps import latent_map
-from tools.report.markup import duration, milliseconds, number, pairs, paragraph, percent, plain, score, table, tag
+from tools.report.markup import (
+    duration,
+    fixed,
+    milliseconds,
+    number,
+    pairs,
+    paragraph,
+    percent,
+    plain,
+    score,
+    table,
+    tag,
+)
 from tools.report.rooms import trajectory_grid
 from tools.report.script import SCRIPT
-from tools.report.storyboards import storyboard
+from tools.report.storyboards import storyboards
 from tools.report.style import STYLE
 
 
 def page(report: Report, figures: Figures) -> str:
     """The whole document."""
     sections = "".join(_section(report, figures, *entry) for entry in _SECTIONS)
-    body = tag("header", _header(report)) + tag("main", sections)
+    body = tag("header", _header(report, figures)) + tag("main", sections)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -30,40 +42,45 @@ def page(report: Report, figures: Figures) -> str:
     )
 
 
-def _header(report: Report) -> str:
+def _header(report: Report, figures: Figures) -> str:
     links = "".join(tag("a", escape(name), href=f"#{key}") for key, name, *_ in _SECTIONS)
     top = tag("h1", escape(report.title)) + paragraph(report.summary, "summary")
-    return top + tag("div", *_tiles(Headline.of(report)), class_="tiles") + tag("nav", links, aria_label="Sections")
+    tiles = tag("div", *_tiles(Headline.of(report)), class_="tiles")
+    warnings = "".join(paragraph(text, "warning") for text in figures.warnings)
+    return top + tiles + warnings + tag("nav", links, aria_label="Sections")
 
 
 def _tiles(headline: Headline) -> list[str]:
-    floor = f"{escape(headline.floor_name or 'random')} {number(headline.floor, percent)}"
-    probe = headline.probe.value if headline.probe else None
-    untrained = headline.probe_untrained.value if headline.probe_untrained else None
-    measured = headline.probe is not None
+    success, probe = headline.success, headline.probe
+    floor = _beside(headline.floor_name, headline.floor, percent)
     return [
         _tile(
             "Planning success",
-            number(headline.success.value if headline.success else None, percent),
-            _gauge(headline.success, headline.floor) + _interval(headline) + f"<p>{floor}</p>",
+            number(success.value if success else None, percent),
+            _gauge(success, headline.floor) + _interval(headline) + floor,
         ),
         _tile(
-            f"Probe {headline.probe_metric}" if measured else "Probe",
-            number(probe, "{:.3f}".format),
-            f"<p>untrained {number(untrained, '{:.3f}'.format)}</p>{paragraph(headline.probe_name)}",
+            f"Probe {headline.probe_metric}".strip(),
+            number(probe.value if probe else None, fixed),
+            _beside("untrained", headline.untrained, fixed) + paragraph(headline.probe_name),
         ),
         _tile(
             "One decision",
             number(headline.p50_ms, milliseconds),
-            f"<p>median; 95th percentile {number(headline.p95_ms, milliseconds)}</p>",
+            _beside("median; 95th percentile", headline.p95_ms, milliseconds),
         ),
         _tile(
             "The whole run",
             number(headline.seconds, duration),
-            f"<p>{number(headline.training_seconds, duration)} of it training</p>",
+            _beside("training", headline.training_seconds, duration),
         ),
-        _tile("Training speed", number(headline.frames_per_second, plain), "<p>frames per second</p>"),
+        _tile("Training speed", number(headline.frames_per_second, plain), paragraph("frames per second")),
     ]
+
+
+def _beside(name: str, value: float | None, form: Callable) -> str:
+    """A smaller line of a tile, where there is something to say."""
+    return "" if value is None else tag("p", f"{escape(name)} {number(value, form)}")
 
 
 def _tile(name: str, big: str, rest: str) -> str:
@@ -100,11 +117,10 @@ def _section(report: Report, figures: Figures, key: str, name: str, missing: str
 
 
 def _training(report: Report, figures: Figures) -> str:
-    warnings = "".join(paragraph(text, "warning") for text in figures.warnings)
     order = list(dict.fromkeys(panel.group for panel in figures.curves))
     grouped = groupby(sorted(figures.curves, key=lambda panel: order.index(panel.group)), lambda panel: panel.group)
     groups = (tag("h3", escape(name)) + tag("div", *map(chart, panels), class_="charts") for name, panels in grouped)
-    return warnings + "".join(groups)
+    return "".join(groups)
 
 
 def _latents(report: Report, figures: Figures) -> str:
@@ -112,7 +128,7 @@ def _latents(report: Report, figures: Figures) -> str:
 
 
 def _storyboards(report: Report, figures: Figures) -> str:
-    return "".join(map(storyboard, figures.storyboards))
+    return storyboards(figures.storyboards)
 
 
 def _plans(report: Report, figures: Figures) -> str:
@@ -122,11 +138,11 @@ def _plans(report: Report, figures: Figures) -> str:
 def _probes(report: Report, figures: Figures) -> str:
     rows = [
         (
-            f"{escape(row.name)} <small>{escape(row.baseline_name) if row.baseline else ''}</small>",
+            escape(row.name),
             f"{escape(row.metric)} {'↑' if row.higher_is_better else '↓'}",
             f"<strong>{score(row.trained)}</strong>",
             score(row.untrained),
-            score(row.baseline),
+            score(row.baseline) + (f"<small>{escape(row.baseline_name)}</small>" if row.baseline else ""),
         )
         for row in report.probes
     ]
@@ -141,7 +157,7 @@ def _planning(report: Report, figures: Figures) -> str:
             number(row.episodes, plain),
             f"<strong>{score(row.success, percent)}</strong>",
             number(row.solved_at_start, percent),
-            number(row.steps_median, plain),
+            number(row.steps_median, plain) if row.success.value > 0 else "no success",
             number(row.p50_ms, milliseconds),
             number(row.p95_ms, milliseconds),
         )
@@ -176,7 +192,7 @@ _SECTIONS = (  # key, name, words when there is nothing to show, how to read it,
         "training",
         "Training",
         "No training curve was recorded in this run.",
-        "Every objective, unweighted, and the collapse watch, over optimiser steps. Point at a chart to read values.",
+        "Every objective and the collapse watch over optimiser steps. Point at a chart to read values.",
         _training,
     ),
     (

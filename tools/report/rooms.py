@@ -24,11 +24,17 @@ def wall_marks(room: Room, size: float) -> str:
     return f'<path class="wall" stroke-width="{0.03 * size:.1f}" d="{path}"/>'
 
 
+def tally(trajectories: Sequence[Trajectory]) -> dict[str, int]:
+    """How many episodes there are and how many of them failed."""
+    return {"episodes": len(trajectories), "failed": sum(not one.success for one in trajectories)}
+
+
 def trajectory_grid(trajectories: Sequence[Trajectory]) -> str:
     """A summary line and the rooms: failures first, then the slowest successes."""
     ordered = sorted(trajectories, key=lambda one: (one.success, -one.steps))
-    failed = sum(not one.success for one in ordered)
-    summary = f"{number(failed, plain)} of {number(len(ordered), plain)} failed; failures first, then the longest paths."
+    count = tally(trajectories)
+    summary = f"{number(count['failed'], plain)} of {number(count['episodes'], plain)} failed"
+    summary += "; failures first, then the longest paths."
     if len(ordered) > LIMIT:
         summary += f" The first {LIMIT} are drawn."
     key = "".join(f'<span><i class="mark {kind}"></i>{text}</span>' for kind, text in KEY)
@@ -58,7 +64,7 @@ def _room(one: Trajectory) -> str:
         aria_label=words,
     )
     steps = number(one.steps, plain)
-    caption = f"{escape(one.name)} <b>{steps} steps</b>" if one.success else f"{escape(one.name)} <b>failed</b>"
+    caption = tag("span", escape(one.name)) + tag("b", f"{steps} steps" if one.success else "failed")
     return tag("figure", svg, tag("figcaption", caption), class_=f"room {state}")
 
 

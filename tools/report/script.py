@@ -65,7 +65,8 @@ for (const maps of document.querySelectorAll('[data-points]')) {
 }
 for (const shell of document.querySelectorAll('.shell')) {
   if (!navigator.clipboard) continue;
-  const button = Object.assign(document.createElement('button'), {className: 'copy', type: 'button', textContent: 'Copy'});
+  const button = document.createElement('button');
+  Object.assign(button, {className: 'copy', type: 'button', textContent: 'Copy'});
   shell.append(button);
   button.addEventListener('click', async () => {
     await navigator.clipboard.writeText(shell.querySelector('code').textContent);

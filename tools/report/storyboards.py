@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -11,15 +12,28 @@ from tools.report.markup import number, significant, tag
 from tools.report.pictures import png
 
 
-def storyboard(board: Storyboard) -> str:
-    """One rollout: a column for each step, what happened above what was imagined."""
-    worst = max((float(value) for value in board.distance if np.isfinite(value)), default=0.0) or 1.0
-    unit = f", {board.unit}" if board.unit else ""
-    rows = ["happened", "imagined", "distance"] + ([f"off by{unit}"] if board.position_error is not None else [])
+def storyboards(boards: Sequence[Storyboard]) -> str:
+    """A card for each rollout; the bars under the frames share one scale."""
+    distances = (float(value) for board in boards for value in board.distance if np.isfinite(value))
+    worst = max(distances, default=0.0) or 1.0
+    return "".join(_board(board, worst) for board in boards)
+
+
+def _board(board: Storyboard, worst: float) -> str:
+    """A column for each step, what happened above what was imagined."""
+    rows = ["happened", "imagined", "distance"] + (["off by"] if board.position_error is not None else [])
     heads = tag("div", tag("span", "step"), *(tag("span", escape(row)) for row in rows), class_="step heads")
     steps = "".join(_step(board, index, worst) for index in range(len(board.steps)))
     strip = tag("div", heads + steps, class_="strip", tabindex="0", role="group", aria_label=board.title)
-    return tag("figure", tag("figcaption", tag("h4", escape(board.title))), strip, class_="card storyboard")
+    caption = tag("h4", escape(board.title)) + _explained(board)
+    return tag("figure", tag("figcaption", caption), strip, class_="card storyboard")
+
+
+def _explained(board: Storyboard) -> str:
+    if board.position_error is None:
+        return ""
+    unit = f", in {board.unit}" if board.unit else ""
+    return tag("p", escape(f"\u201coff by\u201d: how far apart the two frames\u2019 true positions are{unit}"))
 
 
 def _step(board: Storyboard, index: int, worst: float) -> str:

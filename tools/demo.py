@@ -1,0 +1,145 @@
+"""The verb ``jepa demo``: from pixels to plans in one command, and a page that shows what came out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jepa.cli import run
+from jepa.errors import InputError
+from jepa.evaluation import Report as PlanReport
+from tools import figures
+from tools.report import PlanningRow, ProbeRow, Report, Score, Stage, write_report
+
+log = logging.getLogger(__name__)
+
+PROBES = {
+    "linear": "position of the dot, linear",
+    "neighbours": "position of the dot, nearest neighbours",
+    "attentive": "position of the dot, attentive",
+    "inverse_dynamics": "action between two frames (inverse dynamics)",
+    "behaviour_cloning": "action towards a later frame (behaviour cloning)",
+}
+SUMMARY = (
+    "From recorded pixels of a wandering dot, a joint-embedding predictive world model was pretrained without labels, "
+    "rewards or a pixel decoder; its frozen latents were probed, and plans were searched in its imagination to reach "
+    "goal images in the other room."
+)
+
+
+@dataclass
+class Stages:
+    """Runs the commands of the demo and remembers what was typed and how long each stage took."""
+
+    commands: list[str] = field(default_factory=list)
+    seconds: list[Stage] = field(default_factory=list)
+
+    def command(self, verb: str, *args: str) -> None:
+        self.commands.append(" ".join(["jepa", verb, *args]))
+        log.info("$ %s", self.commands[-1])
+        run(verb, list(args))
+
+    @contextmanager
+    def stage(self, name: str, training: bool = False) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds.append(Stage(name, time.perf_counter() - start, training))
+
+
+def demo(
+    out: Path = Path("runs/demo"), episodes: int = 1000, max_steps: int | None = None, pairs: int = 60
+) -> str:
+    """Collect, pretrain, probe, plan and report on Two Rooms, in minutes on two CPU cores.
+
+    Args:
+        out: folder of everything that the demo writes; report.html is the page to look at
+        episodes: episodes to collect, of 64 steps
+        max_steps: optimiser steps of the pretraining; the config's by default
+        pairs: pairs of start and goal to plan for
+    """
+    if out.parent.name != "runs" and out.is_absolute() is False:
+        raise InputError(f"out was given {out}; the configs write to runs/NAME, e.g. --out=runs/demo")
+    stages = Stages()
+    data = out / "episodes.h5"
+    shared = (f"--vars.run={out.name}",)
+    with stages.stage("collect episodes"):
+        data.unlink(missing_ok=True)
+        stages.command("collect", "two_rooms", "--script=wander", f"--episodes={episodes}", "--steps=64", f"--out={data}")
+    with stages.stage("pretrain the world model", training=True):
+        steps = () if max_steps is None else (f"--trainer.max_steps={max_steps}",)
+        stages.command("fit", "-c", "pretrain/two_rooms", *shared, f"--data.path={data}", *steps)
+    with stages.stage("embed frames, trained and untrained"):
+        embed = ("embed", "-c", "embed/two_rooms", *shared, f"--data.path={data}", "--limit=200")
+        stages.command(*embed)
+        stages.command(*embed, "--world.untrained=true", f"--out={out}/features_untrained")
+    with stages.stage("fit probes"):
+        for name in PROBES:
+            stages.command("probe", "-c", f"probe/{name}", *shared)
+    with stages.stage("plan"):
+        stages.command("plan", "-c", "plan/two_rooms", *shared, f"--pairs={pairs}")
+    with stages.stage("draw figures"):
+        drawn = figures.draw(out, data)
+    page = write_report(_report(out, stages), drawn, out)
+    return f"{_headline(out)}\n{page}"
+
+
+def _report(out: Path, stages: Stages) -> Report:
+    plan = PlanReport.load(out / "plan/report.json")
+    return Report(
+        title="Two Rooms: from pixels to plans",
+        summary=SUMMARY,
+        probes=[_probe_row(name, json.loads((out / f"probe/{name}/report.json").read_text())) for name in PROBES],
+        planning=[_planning_row(plan), *(_planning_row(floor, floor=True) for floor in plan.floors.values())],
+        stages=stages.seconds,
+        frames_per_second=figures.frames_per_second(out),
+        settings={"pairs": plan.pairs, "protocol": plan.protocol["name"], "budget": plan.protocol["budget"]},
+        versions={name: version(name) for name in ("torch", "lightning", "numpy", "faiss-cpu", "gymnasium", "timm")},
+        machine={
+            "python": platform.python_version(),
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        commands=stages.commands,
+    )
+
+
+def _probe_row(name: str, found: dict[str, Any]) -> ProbeRow:
+    def score(part: dict[str, Any]) -> Score:
+        return Score(part["r2"], *part["r2_interval"])
+
+    return ProbeRow(PROBES[name], "R2", score(found), score(found["baseline"]), Score(0.0))
+
+
+def _planning_row(report: PlanReport, floor: bool = False) -> PlanningRow:
+    timing = report.alone
+    return PlanningRow(
+        report.policy,
+        report.pairs,
+        Score(report.rate, *report.interval),
+        report.solved_at_start,
+        report.steps_to_success,
+        timing.p50_ms,
+        timing.p95_ms,
+        floor,
+    )
+
+
+def _headline(out: Path) -> str:
+    plan = PlanReport.load(out / "plan/report.json")
+    probe = json.loads((out / "probe/linear/report.json").read_text())
+    low, high = plan.interval
+    return (
+        f"planning: {100 * plan.rate:.0f} % of {plan.pairs} pairs [{100 * low:.0f}, {100 * high:.0f}], "
+        f"random policy {100 * plan.floors['random'].rate:.0f} %; "
+        f"linear probe of the position: R2 {probe['r2']:.3f}, untrained encoder {probe['baseline']['r2']:.3f}"
+    )
