@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from jepa.checkpoints.load import load, read
 from jepa.cli import run
+from jepa.data.hdf5 import Hdf5Episodes
 from jepa.errors import InputError
 from jepa.evaluation import Report as PlanReport
 from tools import figures
@@ -67,7 +69,7 @@ def demo(
         max_steps: optimiser steps of the pretraining; the config's by default
         pairs: pairs of start and goal to plan for
     """
-    if out.parent.name != "runs" and out.is_absolute() is False:
+    if out.parent != Path("runs"):
         raise InputError(f"out was given {out}; the configs write to runs/NAME, e.g. --out=runs/demo")
     stages = Stages()
     data = out / "episodes.h5"
@@ -102,7 +104,14 @@ def _report(out: Path, stages: Stages) -> Report:
         planning=[_planning_row(plan), *(_planning_row(floor, floor=True) for floor in plan.floors.values())],
         stages=stages.seconds,
         frames_per_second=figures.frames_per_second(out),
-        settings={"pairs": plan.pairs, "protocol": plan.protocol["name"], "budget": plan.protocol["budget"]},
+        settings={
+            "protocol": plan.protocol["name"],
+            "pairs of start and goal": plan.pairs,
+            "environment steps allowed": plan.protocol["budget"],
+            "episodes collected": len(Hdf5Episodes(out / "episodes.h5")),
+            "optimiser steps": read(out / "last.ckpt")["global_step"],
+            "parameters of encoder and predictor": _parameters(out / "last.ckpt"),
+        },
         versions={name: version(name) for name in ("torch", "lightning", "numpy", "faiss-cpu", "gymnasium", "timm")},
         machine={
             "python": platform.python_version(),
@@ -113,11 +122,17 @@ def _report(out: Path, stages: Stages) -> Report:
     )
 
 
+def _parameters(checkpoint: Path) -> int:
+    world = load(str(checkpoint))
+    return sum(p.numel() for part in (world.encoder, world.predictor) for p in part.parameters())
+
+
 def _probe_row(name: str, found: dict[str, Any]) -> ProbeRow:
     def score(part: dict[str, Any]) -> Score:
         return Score(part["r2"], *part["r2_interval"])
 
-    return ProbeRow(PROBES[name], "R2", score(found), score(found["baseline"]), Score(0.0))
+    mean = "mean action" if found["target"] == "action" else "mean position"
+    return ProbeRow(PROBES[name], "R2", score(found), score(found["baseline"]), Score(0.0), mean)
 
 
 def _planning_row(report: PlanReport, floor: bool = False) -> PlanningRow:

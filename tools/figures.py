@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ RADIUS = 0.06  # success is within this of the goal
 STEPS = 8  # model steps of a dream
 BOARDS = 4
 
-COLLAPSE = {
-    "rankme": ("RankMe", "effective dimensions of the latents; falls when they collapse"),
-    "std": ("standard deviation", "of the latents, mean over dimensions"),
-    "std_time": ("standard deviation over time", "within a trajectory: what moves, not the background"),
-    "gain": ("gain over 'nothing changes'", "1 is perfect, 0 no better than the last latent"),
-}
+COLLAPSE = (
+    Panel("RankMe", (), note="effective dimensions of the latents; falls when they collapse"),
+    Panel("std", (), note="of the latents over the batch, mean over dimensions"),
+    Panel("std_time", (), note="within a trajectory: what moves, not the background"),
+    Panel("gain", (), note="1 is a perfect forecast", reference=0.0, reference_name="nothing changes"),
+)
+PARTS = (("train", "training"), ("val", "validation"))
 
 
 def draw(run: Path, data: Path) -> Figures:
@@ -51,6 +53,7 @@ def frames_per_second(run: Path) -> float | None:
 def room(wall: float, door: float) -> Room:
     """Two Rooms, seen from above; y points down as in its pictures."""
     walls = ((wall, 0.0, wall, door - DOOR), (wall, door + DOOR, wall, 1.0))
+    walls += ((0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0), (0.0, 1.0, 0.0, 0.0))
     return Room(walls=walls)
 
 
@@ -69,18 +72,20 @@ def _objectives(rows: list[dict[str, str]]) -> list[Panel]:
     names = sorted({key.removeprefix("train/") for key in rows[0] if key.startswith("train/")})
     names.sort(key=lambda name: name != "loss")
     return [
-        Panel(name, [Curve(kind, *_series(rows, f"{part}/{name}")) for part, kind in _PARTS], group="objectives")
+        Panel(name, [Curve(kind, *_series(rows, f"{part}/{name}")) for part, kind in PARTS], group="objectives")
         for name in names
     ]
 
 
-_PARTS = (("train", "training"), ("val", "validation"))
-
-
 def _collapse(rows: list[dict[str, str]]) -> list[Panel]:
     return [
-        Panel(title, [Curve(title, *_series(rows, f"collapse/{name}"))], group="collapse watch", note=note)
-        for name, (title, note) in COLLAPSE.items()
+        replace(
+            panel,
+            curves=[Curve("training", *_series(rows, f"collapse/{panel.title.lower()}"))],
+            group="collapse watch",
+            log=False,
+        )
+        for panel in COLLAPSE
     ]
 
 

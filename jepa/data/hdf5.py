@@ -12,10 +12,9 @@
 Attributes: ``format``, ``version``, ``specs`` (JSON of :class:`jepa.schema.Specs`) and ``finished``. A file without
 them is read as a plain stable-worldmodel file.
 
-A chunk is one frame: a window decompresses exactly its frames, and a frame once written is never touched again. gzip-1
-reads as fast as lzf and takes little more than half of its room on uniform images. SWMR (single writer, multiple
-readers) mode orders the writes such that the file on the disk is readable at every moment; an episode counts from the
-moment when its ``ep_len`` is written, which is after everything else of it.
+A chunk is one frame: a window decompresses exactly its frames. gzip-1 reads as fast as lzf and takes little more than
+half of its room on uniform images. The writer goes through a journal (:mod:`jepa.data.journal`), since HDF5 itself
+leaves an unreadable file when it is killed within a write, in its SWMR mode too.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +33,8 @@ import numpy as np
 from torch import Tensor
 
 from jepa.data import columns as rules
-from jepa.data.columns import NAMES, SCAN, episode_rows, measured
+from jepa.data.columns import NAMES, episode_rows, measured
+from jepa.data.journal import JournaledFile
 from jepa.errors import DISK_FULL, InputError
 from jepa.schema import Sample, Specs
 
@@ -51,7 +51,7 @@ class Hdf5Episodes:
 
     The file is checked once, when the object is made, and opened again lazily in every process that reads, so that the
     object can be forked, pickled and sent to data workers. An unfinished file (``*.part``) gives the episodes that were
-    completely written.
+    committed.
 
     Args:
         path: The file, written by ``jepa collect`` or by stable-worldmodel.
@@ -70,7 +70,7 @@ class Hdf5Episodes:
             tables = _columns(file, self.path)
             self._length, self._offset = _index(file, tables, self.path)
             if not len(self._length):
-                raise InputError(f"{self.path} holds no complete episode; collect some first")
+                raise InputError(f"{self.path} holds no episode; collect some first")
             for name in tables.keys() - {"video", "terminated"}:
                 rules.check_finite(name, tables[name], self._length, self._offset, self.path)
             stored = _stored(file, tables, self.path)
@@ -142,18 +142,17 @@ class Hdf5Writer:
 
     def __init__(self, path: str | Path, specs: Specs, resume: bool = False) -> None:
         self.path, self.specs = Path(path), specs
-        self.part = self.path.with_name(self.path.name + ".part")
+        self.part = _beside(self.path, ".part")
         self.episodes = self.frames = 0
+        self._disk: JournaledFile | None = None
         self._file: h5py.File | None = None
-        self._tables: dict[str, h5py.Dataset] = {}  # held open: one that closes behind a failed write writes again
-        self._at = self.part.with_name(self.part.name + ".new")  # the name of the open file
         self._closed = False
         found = [file for file in (self.part, self.path) if file.exists()]
         if found and not resume:
             raise InputError(f"{found[0]} exists already; resume it, remove it, or choose another path")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if found:
-            self._salvage(found[0])
+            self._go_on(found[0])
 
     def append(
         self,
@@ -178,7 +177,6 @@ class Hdf5Writer:
         with self._room(sum(values.nbytes for values in rows.values())):
             if self._file is None:
                 self._begin(rows)
-                self._publish()
             self._write(rows)
 
     def close(self) -> None:
@@ -186,11 +184,14 @@ class Hdf5Writer:
         if not self.episodes:
             raise InputError(f"no episode was written to {self.path}; append at least one")
         with self._room(0):
-            self.specs = measured(self.specs, self._columns(), *_index(self._file, self._columns(), self.part))
-            text = json.dumps(self.specs.to_dict()).ljust(len(self._file.attrs["specs"]))
-            self._file.attrs.modify("specs", np.bytes_(text))
-            self._file.attrs.modify("finished", np.uint8(1))
+            tables = _columns(self._file, self.part)
+            self.specs = measured(self.specs, tables, *_index(self._file, tables, self.part))
+            self._file.attrs["specs"] = json.dumps(self.specs.to_dict())
+            self._file.attrs["finished"] = True
             self._file.close()
+            self._disk.commit()
+        self._disk.close()
+        self._disk.journal.unlink()
         os.replace(self.part, self.path)
         self._closed = True
         log.info("wrote %d episodes, %d frames: %s", self.episodes, self.frames, self.path)
@@ -202,107 +203,94 @@ class Hdf5Writer:
         if kind is None and not self._closed:
             self.close()
         elif self._file is not None and not self._closed:
-            self._file.close()
-            self._closed = True
+            self._forget()
             log.warning("unfinished: %d episodes are kept in %s, resume goes on", self.episodes, self.part)
 
     def _begin(self, rows: Mapping[str, Any]) -> None:
-        """A file with every object that it will ever have: SWMR mode allows no new ones."""
-        self._file = file = h5py.File(self._at, "w", libver=("v110", "v110"))
-        text = json.dumps(self.specs.to_dict())
-        numbers = 2 * (self.specs.action.env_width + len(self.specs.observation.proprio_mean))
-        file.attrs["format"], file.attrs["version"], file.attrs["finished"] = FORMAT, VERSION, np.uint8(0)
-        file.attrs["specs"] = np.bytes_(text.ljust(len(text) + 32 * numbers))  # room for all digits of the statistics
+        """A file with empty columns, which takes its name when it is complete."""
+        fresh = _beside(self.part, ".new")
+        fresh.write_bytes(b"")
+        self._open(fresh, "w")
+        self._file.attrs.update({"format": FORMAT, "version": VERSION, "specs": json.dumps(self.specs.to_dict())})
+        self._file.attrs["finished"] = False
         for name, values in rows.items():
             shape = tuple(values.shape[1:])
             kind: dict[str, Any] = {"chunks": (ROWS, *shape)}
             if name == "video":
                 kind = {"chunks": (1, *shape), "compression": "gzip", "compression_opts": 1}
-            kind |= {"shape": (0, *shape), "dtype": values.dtype, "maxshape": (None, *shape)}
-            self._tables[name] = file.create_dataset(_stored_name(name), **kind)
+            self._file.create_dataset(_stored_name(name), (0, *shape), values.dtype, maxshape=(None, *shape), **kind)
         for name in INDEX:
-            self._tables[name] = file.create_dataset(name, (0,), np.int64, maxshape=(None,), chunks=(ROWS,))
+            self._file.create_dataset(name, (0,), np.int64, maxshape=(None,), chunks=(ROWS,))
+        self._file.flush()
+        self._disk.commit()
+        os.replace(fresh, self.part)
 
-    def _columns(self) -> dict[str, h5py.Dataset]:
-        return {name: table for name, table in self._tables.items() if name not in INDEX}
-
-    def _publish(self) -> None:
-        """From here on the file is readable at every moment, and only now it takes its name."""
-        self._file.swmr_mode = True
-        os.replace(self._at, self.part)
-        self._at = self.part
+    def _open(self, path: Path, mode: str) -> None:
+        journal = _beside(self.part, ".journal")
+        if path != self.part:
+            journal.unlink(missing_ok=True)  # of a file that was finished or never begun
+        self._disk = JournaledFile(path, journal, write=True)
+        self._file = h5py.File(self._disk, mode, libver=("earliest", "v110"))
 
     def _write(self, rows: Mapping[str, np.ndarray]) -> None:
-        if differ := rows.keys() ^ self._columns().keys():
+        if differ := rows.keys() ^ _columns(self._file, self.part).keys():
             raise InputError(f"episode {self.episodes} and those before it differ in having {sorted(differ)[0]}")
+        length = len(rows["video"])
         for name, values in rows.items():
-            _put(self._tables[name], self.frames, values)
-        self._commit(np.array([self.frames]), np.array([len(rows["video"])]))
-
-    def _commit(self, offset: np.ndarray, length: np.ndarray) -> None:
-        _put(self._tables["ep_offset"], self.episodes, offset)
+            _put(self._file[_stored_name(name)], self.frames, values)
+        for name, value in zip(INDEX, (self.frames, length)):
+            _put(self._file[name], self.episodes, np.array([value]))
         self._file.flush()
-        _put(self._tables["ep_len"], self.episodes, length)  # nothing counts before this
-        self._file.flush()
-        self.episodes, self.frames = self.episodes + len(length), self.frames + int(length.sum())
+        self._disk.commit()
+        self.episodes, self.frames = self.episodes + 1, self.frames + length
 
-    def _salvage(self, source: Path) -> None:
-        """Copy the whole episodes of an earlier file, and go on behind them."""
+    def _go_on(self, source: Path) -> None:
+        """Behind the episodes of the part file, or of a copy of the finished one."""
         with _open(source) as old, _damage(source):
             tables = _columns(old, source)
+            if old.attrs.get("format") != FORMAT:
+                raise InputError(f"{source} was not written by this toolkit and cannot be resumed; choose another path")
             if differ := rules.differences(_stored(old, tables, source), self.specs):
                 raise InputError(f"{source} cannot be resumed with other specs ({differ[0]}); choose another path")
-            length, offset = _index(old, tables, source)
+            length, _ = _index(old, tables, source)
+        if source != self.part:
             with self._room(source.stat().st_size):
-                self._begin(tables)
-                self._copy(tables, int(length.sum()))
-                self._commit(offset, length)
-                self._publish()
+                shutil.copyfile(source, fresh := _beside(self.part, ".new"))
+            _beside(self.part, ".journal").unlink(missing_ok=True)
+            os.replace(fresh, self.part)
+        self._open(self.part, "r+")
+        self._file.attrs["finished"] = False
+        self.episodes, self.frames = len(length), int(length.sum())
         log.info("resuming %s behind %d episodes", self.path, self.episodes)
-
-    def _copy(self, tables: Mapping[str, h5py.Dataset], rows: int) -> None:
-        for name, table in tables.items():
-            target = self._tables[name]
-            target.resize(rows, axis=0)
-            if name == "video":  # compressed frames, as they are
-                for row in range(rows):
-                    mask, data = table.id.read_direct_chunk((row, 0, 0, 0))
-                    target.id.write_direct_chunk((row, 0, 0, 0), data, mask)
-            else:
-                for row in range(0, rows, SCAN):
-                    target[row : row + SCAN] = table[row : min(row + SCAN, rows)]
 
     @contextmanager
     def _room(self, need: int) -> Iterator[None]:
         """Turn a full disk into one line, and remove the partial file."""
         try:
             yield
-        except (OSError, RuntimeError) as error:
-            if not _disk_is_full(error):
+        except OSError as error:
+            if error.errno not in DISK_FULL:
                 raise
-            held = self._abandon()
+            unfinished = [self.part, _beside(self.part, ".new"), _beside(self.part, ".journal")]
+            held = sum(file.stat().st_size for file in unfinished if file.exists())
+            self._forget()
+            for file in unfinished:
+                file.unlink(missing_ok=True)
             raise InputError(
-                f"no room on the disk for {self.path}: {self.episodes} episodes took {held / 1e6:.1f} MB and the next "
-                f"step needs up to {need / 1e6:.1f} MB more; {self._at} was removed, make room or choose another place"
+                f"no room on the disk for {self.path}: {self.episodes} episodes took {held / 1e6:.2f} MB and the next "
+                f"step needs up to {need / 1e6:.2f} MB more; {self.part} was removed, make room or choose another place"
             ) from error
 
-    def _abandon(self) -> int:
-        """Remove the open file; returns its size. HDF5 insists on writing its rest when it closes, and crashes the
-        process at its end if it cannot: /dev/null takes it."""
-        held = self._at.stat().st_size if self._at.exists() else 0
-        if self._file is not None and self._file:
-            with open(os.devnull, "r+b") as void:
-                os.dup2(void.fileno(), self._file.id.get_vfd_handle())
+    def _forget(self) -> None:
+        """Close without what was not committed."""
+        if self._file is not None:
             self._file.close()
-        self._at.unlink(missing_ok=True)
+            self._disk.close()
         self._closed = True
-        return held
 
 
-def _disk_is_full(error: Exception) -> bool:
-    """HDF5 sometimes tells the number of the system's error in its text only."""
-    told = re.search(r"errno = (\d+)", str(error))
-    return (getattr(error, "errno", None) or (told and int(told[1]))) in DISK_FULL
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
 def _stored_name(name: str) -> str:
@@ -314,8 +302,8 @@ def _finished(file: h5py.File) -> bool:
 
 
 def _open(path: Path) -> h5py.File:
-    """Open for reading; InputError where that is impossible. A file that a writer left open is read in SWMR mode."""
-    part = path.with_name(path.name + ".part")
+    """Open for reading what was committed; InputError where that is impossible."""
+    part = _beside(path, ".part")
     if not path.is_file():
         hint = f"; an unfinished collection is at {part}" if part.exists() else "; collect it first or check the path"
         raise InputError(f"{path} is no file{hint}")
@@ -324,12 +312,9 @@ def _open(path: Path) -> h5py.File:
     if not h5py.is_hdf5(path):
         raise InputError(f"{path} is not an HDF5 file; expected one written by jepa collect or stable-worldmodel")
     with _damage(path):
-        try:
-            return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
-        except OSError as error:
-            if "already open" not in str(error):
-                raise
-            return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE, swmr=True, libver="latest")
+        if (journal := _beside(path, ".journal")).exists():
+            return h5py.File(JournaledFile(path, journal), "r", rdcc_nbytes=CHUNK_CACHE)
+        return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
 
 
 @contextmanager
@@ -338,7 +323,7 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if _disk_is_full(error):
+        if getattr(error, "errno", None) in DISK_FULL:
             raise
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is truncated or damaged; copy or collect it again ({reason})") from error
@@ -362,7 +347,7 @@ def _columns(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
 
 
 def _index(file: h5py.File, tables: Mapping[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Length and first row (int64 [E]) of every episode; of an unfinished file, of those that are complete."""
+    """Length and first row (int64 [E]) of every episode."""
     length = file["ep_len"][:].astype(np.int64).reshape(-1)
     offset = np.cumsum(length) - length
     if "ep_offset" in file:
@@ -370,12 +355,9 @@ def _index(file: h5py.File, tables: Mapping[str, Any], path: Path) -> tuple[np.n
         length, offset = length[:count], file["ep_offset"][:count].astype(np.int64).reshape(-1)
     rows = min(len(table) for table in tables.values())
     good = (length > 0) & (offset >= 0) & (offset + length <= rows)
-    if file.attrs.get("finished", True):
-        if not good.all():
-            raise InputError(f"{path}: episode {int(good.argmin())} points outside of the {rows} rows; it is damaged")
-        return length, offset
-    count = len(good) if good.all() else int(good.argmin())
-    return length[:count], offset[:count]
+    if not good.all():
+        raise InputError(f"{path}: episode {int(good.argmin())} points outside of the {rows} rows; it is damaged")
+    return length, offset
 
 
 def _stored(file: h5py.File, tables: Mapping[str, Any], path: Path) -> Specs:
@@ -383,7 +365,7 @@ def _stored(file: h5py.File, tables: Mapping[str, Any], path: Path) -> Specs:
     if "specs" not in file.attrs:
         return rules.guessed(tables)
     try:
-        specs = Specs.from_dict(json.loads(bytes(file.attrs["specs"])))
+        specs = Specs.from_dict(json.loads(file.attrs["specs"]))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its specs cannot be read ({error}); collect it again") from error
     promised, found = rules.sizes(specs), rules.sizes(rules.guessed(tables))
