@@ -61,21 +61,18 @@ def run(verb: str, args: list[str]) -> int:
     if verb not in verbs:
         raise InputError(f"unknown verb {verb!r}{did_you_mean(verb, verbs)}; the verbs are {', '.join(verbs)}")
     # a second here, spent only when there is work to do
-    from jepa.runtime import parse_errors, prepare, resolve_configs
+    from jepa.runtime import call, prepare, resolve_configs
 
     prepare()
     args = resolve_configs(args)
-    with parse_errors(verb):
-        if verb in TRAINER_VERBS:
-            from jepa.tasks.base import run_trainer
+    if verb in TRAINER_VERBS:
+        from jepa.tasks.base import run_trainer
 
-            run_trainer(verb, args)
-        else:
-            from jepa.runtime import call
-
-            module, name = FUNCTIONS[verb].split(":")
-            if (result := call(getattr(import_module(module), name), args)) is not None:
-                print(result)
+        run_trainer(verb, args)
+        return 0
+    module, name = FUNCTIONS[verb].split(":")
+    if (result := call(getattr(import_module(module), name), args)) is not None:
+        print(result)
     return 0
 
 

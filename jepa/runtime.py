@@ -14,7 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from omegaconf.errors import OmegaConfBaseException
 from rich.logging import RichHandler
 
 from jepa.errors import InputError, did_you_mean
@@ -30,6 +32,11 @@ NOISE = (
     ".*irectory .* exists and is not empty.*",  # a resumed run
 )
 PARSER_NOISE = ("Errors:", "Given value", "Expected a <class 'NoneType'>", "Does not validate against any", "Subtypes:")
+MISSPELT = (  # how the parser names a key that it does not know, on the command line and in a file
+    r"unrecognized arguments: --([\w.]+)",
+    r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+    r"^Option '([\w.]+)' is not accepted",
+)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
@@ -63,13 +70,24 @@ def find_config(name: str) -> Path:
     """A config by path, or by its name in configs/, e.g. ``pretrain/two_rooms``."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
+        return _check_mapping(path)
     for root in CONFIG_ROOTS:
         if (found := root / f"{name.removesuffix('.yaml')}.yaml").is_file():
-            return found
+            return _check_mapping(found)
     known = config_names()
     hint = did_you_mean(name, known) or f"; the names are {', '.join(known)}"
     raise InputError(f"no config {name!r}{hint}: expected a path that ends in .yaml, or a name in configs/")
+
+
+def _check_mapping(path: Path) -> Path:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}); correct it there") from error
+    if not isinstance(tree, dict):
+        kind = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise InputError(f"{path} holds {kind}, expected keys and values; see {', '.join(config_names()[:3])}, ...")
+    return path
 
 
 def config_names() -> list[str]:
@@ -94,36 +112,53 @@ def resolve_configs(args: list[str]) -> list[str]:
 def call(function: Callable[..., Any], args: list[str]) -> Any:
     """Parse the command line (and YAML) into the typed arguments of a function, and call it."""
     parser = ArgumentParser(
-        parser_mode="omegaconf+", exit_on_error=False, description=(function.__doc__ or "").split("\n")[0]
+        prog=f"jepa {function.__name__}",
+        parser_mode="omegaconf+",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=(function.__doc__ or "").split("\n")[0],
     )
     parser.add_argument("-c", "--config", action="config", help="a YAML file with any of the arguments below")
     parser.add_argument("--vars", type=dict, default={}, help="values that the file refers to as ${vars.name}")
     names = parser.add_function_arguments(function, as_group=False, sub_configs=True)
     if args and not args[0].startswith("-"):  # a bare first word is the first argument: jepa inspect PATH
         args = [f"--{names[0]}", *args]
-    config = parser.parse_args(args)
-    built = parser.instantiate(config)
+    with parse_errors(parser):
+        built = parser.instantiate(parser.parse_args(args))
     return function(**{name: built[name] for name in names})
 
 
 @contextmanager
-def parse_errors(verb: str) -> Iterator[None]:
+def parse_errors(parser: ArgumentParser) -> Iterator[None]:
     """Turn what the parser says of a wrong flag or config into one line."""
     try:
         yield
-    except ArgumentError as error:
-        raise InputError(f"{verb}: {_one_line(str(error))} (jepa {verb} --help)") from error
+    except (ArgumentError, OmegaConfBaseException) as error:
+        known = [action.dest for action in parser._actions]
+        raise InputError(f"{_one_line(str(error), known)} ({parser.prog} --help)") from error
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, known: list[str]) -> str:
     """The innermost cause of a nested parser error, and what would have been accepted."""
     lines = [line.strip(" -") for line in message.splitlines()]
     text = " ".join(line for line in lines if line and not line.startswith(PARSER_NOISE))
-    if not (nested := list(re.finditer(r"Problem with given class_path '([\w.]+)': ", text))):
-        return text
-    class_path, cause = nested[-1][1], text[nested[-1].end() :]
+    if missing := re.match(r"Interpolation key 'vars\.(\w+)' not found", text):
+        return f"the config refers to ${{vars.{missing[1]}}}, which is not set: give --vars.{missing[1]}=..."
+    if nested := list(re.finditer(r"Problem with given class_path '([\w.]+)': ", text)):
+        return _wrong_class(nested[-1][1], text[nested[-1].end() :])
+    for pattern in MISSPELT:
+        if given := re.search(pattern, text):
+            name = ".".join(part for part in given.groups() if part)
+            return f"unknown key {name!r}{did_you_mean(name, known)}"
+    return text
+
+
+def _wrong_class(class_path: str, cause: str) -> str:
+    """What is wrong with a part that is named by its class."""
+    module, _, name = class_path.rpartition(".")
+    if "has no attribute" in cause:
+        return f"there is no {class_path}{did_you_mean(name, vars(import_module(module)))}"
     if (unknown := re.match(r"Option '(\w+)' is not accepted", cause)) is None:
         return f"{class_path}: {cause}"
-    module, _, name = class_path.rpartition(".")
     known = list(inspect.signature(getattr(import_module(module), name)).parameters)
     return f"{class_path} has no option {unknown[1]!r}{did_you_mean(unknown[1], known)}; it takes {', '.join(known)}"

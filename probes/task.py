@@ -37,8 +37,9 @@ class ProbeReport(dict[str, Any]):
         metric = "r2" if "r2" in self else "accuracy"
 
         def score(part: dict[str, Any]) -> str:
-            low, high = part[f"{metric}_interval"]
-            return f"{part[metric]:.3f} [{low:.3f}, {high:.3f}]"
+            interval = part[f"{metric}_interval"]  # a single test episode has none
+            between = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+            return f"{part[metric]:.3f}{between}"
 
         name = self["probe"].rpartition(".")[2]
         line = f"{name} of {self['target']}: {metric} {score(self)} on {self['episodes']['test']} test episodes"

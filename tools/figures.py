@@ -22,12 +22,12 @@ RADIUS = 0.06  # success is within this of the goal
 STEPS = 8  # model steps of a dream
 BOARDS = 4
 
-COLLAPSE = (
-    Panel("RankMe", (), note="effective dimensions of the latents; falls when they collapse"),
-    Panel("std", (), note="of the latents over the batch, mean over dimensions"),
-    Panel("std_time", (), note="within a trajectory: what moves, not the background"),
-    Panel("gain", (), note="1 is a perfect forecast", reference=0.0, reference_name="nothing changes"),
-)
+COLLAPSE = {
+    "rankme": Panel("RankMe", (), note="effective dimensions of the latents; falls when they collapse"),
+    "std": Panel("Spread", (), note="standard deviation of the latents over the batch, mean over dimensions"),
+    "std_time": Panel("Spread over time", (), note="within a trajectory: what moves, not the background"),
+    "gain": Panel("Gain", (), note="1 is a perfect forecast", reference=0.0, reference_name="nothing changes"),
+}
 PARTS = (("train", "training"), ("val", "validation"))
 
 
@@ -81,11 +81,11 @@ def _collapse(rows: list[dict[str, str]]) -> list[Panel]:
     return [
         replace(
             panel,
-            curves=[Curve("training", *_series(rows, f"collapse/{panel.title.lower()}"))],
+            curves=[Curve("training", *_series(rows, f"collapse/{name}"))],
             group="collapse watch",
             log=False,
         )
-        for panel in COLLAPSE
+        for name, panel in COLLAPSE.items()
     ]
 
 

@@ -271,7 +271,8 @@ class Hdf5Writer:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            unfinished = [self.part, _beside(self.part, ".new"), _beside(self.part, ".journal")]
+            endings = ("", ".new", ".journal", ".journal.new")
+            unfinished = [_beside(self.part, ending) for ending in endings]
             held = sum(file.stat().st_size for file in unfinished if file.exists())
             self._forget()
             for file in unfinished:

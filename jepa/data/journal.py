@@ -3,12 +3,12 @@
 Changes are held in memory until :meth:`JournaledFile.commit`, a write-ahead log of one entry:
 
 1. what lies behind the committed end of the file is written there, where nothing refers to it yet;
-2. what overwrites committed bytes goes to the journal, with a checksum over all of it;
+2. what overwrites committed bytes goes, with the new size, to a new journal, which replaces that of the last commit;
 3. then the same is written in place.
 
-A kill during 1 or 2 leaves a journal that does not match its checksum: the state before. A kill during 3 leaves one
-that does, and whoever opens the file next sees it applied: the state after. A write that is torn in its middle, which
-the kernel allows a kill to do, hurts nowhere. (Nothing here waits for the disk: a power cut is another matter.)
+Whoever opens the file sees the journal applied, which changes nothing once 3 is done. So a kill during 1 or 2 leaves
+the state before, and a kill during 3 the state after; a write torn in its middle, which the kernel allows a kill to do,
+hurts nowhere. (Nothing here waits for the disk: a power cut is another matter.)
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class JournaledFile:
                 inside.append((offset, data[:cut]))
             _write(number, data[cut:], offset + cut)
         body = struct.pack("<Q", self._size) + b"".join(ENTRY.pack(at, len(data)) + data for at, data in inside)
-        self.journal.write_bytes(MAGIC + struct.pack("<I", zlib.crc32(body)) + body)
+        fresh = self.journal.with_name(self.journal.name + ".new")
+        fresh.write_bytes(MAGIC + struct.pack("<I", zlib.crc32(body)) + body)
+        os.replace(fresh, self.journal)
         self._pending = inside
         self._apply()
 

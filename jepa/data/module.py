@@ -121,13 +121,13 @@ class EpisodeData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """All episodes in order, windows side by side."""
-        return DataLoader(self.clips("all"), self.batch_size, collate_fn=collate, **self._workers())
+        return DataLoader(self.clips("all"), batch_size=self.batch_size, collate_fn=collate, **self._workers())
 
     def _fixed(self, part: Literal["val", "test"]) -> DataLoader:
         clips = self.clips(part)
         count = min(self.val_windows or len(clips), len(clips))
         evenly = Subset(clips, np.linspace(0, len(clips) - 1, count).round().astype(int).tolist())
-        return DataLoader(evenly, self.batch_size, collate_fn=collate, **self._workers())
+        return DataLoader(evenly, batch_size=self.batch_size, collate_fn=collate, **self._workers())
 
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0

@@ -10,9 +10,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from jepa.checkpoints.load import read
 from jepa.errors import InputError
+from jepa.runtime import parse_errors
 from jepa.schema import Specs
+from jepa.tasks.curves import Curves
 
 log = logging.getLogger(__name__)
+PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 logging.getLogger("lightning").handlers.clear()  # it brings a console of its own and would say everything twice
 
 
@@ -22,6 +25,14 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--vars", type=dict, default={}, help="values that the files refer to as ${vars.name}")
         parser.add_argument("--ckpt_path", type=str, default=None, help="a checkpoint, or 'last' of this run")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        with parse_errors(parser):
+            super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        with parse_errors(self.parser):
+            super().instantiate_classes()
 
 
 def run_trainer(verb: str, args: list[str]) -> None:
@@ -40,7 +51,7 @@ def run_trainer(verb: str, args: list[str]) -> None:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        parser_kwargs=PARSER | {"prog": f"jepa {verb}"},
         trainer_defaults={"plugins": {"class_path": "jepa.checkpoints.io.AtomicCheckpointIO"}},
     )
     path = checkpoint_path(cli.config.ckpt_path, cli.trainer.checkpoint_callbacks)
@@ -48,6 +59,9 @@ def run_trainer(verb: str, args: list[str]) -> None:
         raise InputError(f"{verb} was given no checkpoint; name one with --ckpt_path PATH, or 'last' for this run's")
     if path is not None:
         check_data(path, cli.datamodule.specs)
+    if verb == "fit":
+        for curves in (logger for logger in cli.trainer.loggers if isinstance(logger, Curves)):
+            curves.begin_after = -1 if path is None else read(path)["global_step"]
     getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
 
 

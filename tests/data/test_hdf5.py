@@ -107,13 +107,13 @@ def append_for_ever(path: Path, said: int) -> None:
 def test_kill_at_any_moment(tmp_path: Path) -> None:
     path, part, seed = tmp_path / "a.h5", tmp_path / "a.h5.part", random.Random(0)
     held = 0
-    for attempt in range(20):
+    for attempt in range(12):
         here, there = os.pipe()
         if not (child := os.fork()):
             append_for_ever(path, there)
         os.close(there)
         with open(here, "rb", buffering=0) as pipe:
-            first = pipe.read(1) if attempt % 4 else b""  # every fourth is killed while it salvages the file
+            first = pipe.read(1) if attempt % 4 else b""  # every fourth is killed as soon as it opens the file
             time.sleep(seed.random() * 0.05)
             os.kill(child, signal.SIGKILL)
             assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -125,7 +125,7 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
                 read = store.read(number, np.arange(5 + number % 7))
                 assert np.array_equal(read.video.numpy(), coded(number % 200, 5 + number % 7)["video"])
             held = len(store)
-    assert held > 10
+    assert held >= 9
     with Hdf5Writer(path, SPECS, resume=True) as writer:
         assert writer.episodes == held
     assert len(Hdf5Episodes(path)) == held and not part.exists()
