@@ -30,6 +30,7 @@ NOISE = (
     ".*does not have many workers.*",  # small datasets are read from memory
     ".*LeafSpec.*",
     ".*irectory .* exists and is not empty.*",  # a resumed run
+    ".*Detected pickle protocol.*",  # a checkpoint that is refused
 )
 PARSER_NOISE = ("Errors:", "Given value", "Expected a <class 'NoneType'>", "Does not validate against any", "Subtypes:")
 MISSPELT = (  # how the parser names a key that it does not know, on the command line and in a file

@@ -76,6 +76,15 @@ def test_pretrain(path, workshop):
     assert list((workshop.folder / "runs" / run).rglob("config.yaml"))
 
 
+@pytest.mark.parametrize("path", found("pretrain"), ids=named)
+def test_the_last_step_is_kept(path, jepa):
+    """Lightning writes nothing at the end of a training when an earlier checkpoint was written."""
+    trainer = yaml.safe_load(jepa.print("fit", "-c", path, "--print_config"))["trainer"]
+    options = [callback["init_args"] for callback in trainer["callbacks"]]
+    every = [given["every_n_train_steps"] for given in options if "every_n_train_steps" in given]
+    assert every and all(trainer["max_steps"] % steps == 0 for steps in every)
+
+
 @pytest.mark.parametrize("path", found("embed"), ids=named)
 def test_embed(path, workshop):
     run = variables(path)["run"]

@@ -45,14 +45,10 @@ def load(
         InputError: the file is missing, truncated, of another kind, holds pickled objects, or names foreign classes.
     """
     checkpoint = read(path)
-    about = checkpoint["jepa"]
-    try:
-        specs = Specs.from_dict(about["specs"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} describes its data in a way that cannot be read here: {error!r}") from error
+    specs = read_specs(path, checkpoint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        world = build(about["world"], allow)
+        world = build(checkpoint["jepa"]["world"], allow)
         if not isinstance(world, WorldModel):
             raise InputError(f"{path} holds a {type(world).__name__}, not a WorldModel")
         world.bind(specs)
@@ -95,6 +91,14 @@ def read(path: str | Path) -> dict[str, Any]:
     if missing := [key for key, holder in parts.items() if key not in holder]:
         raise InputError(f"{path} lacks {', '.join(missing)}; expected a whole checkpoint, as `jepa fit` writes it")
     return checkpoint
+
+
+def read_specs(path: str | Path, checkpoint: dict[str, Any]) -> Specs:
+    """What a checkpoint that :func:`read` gave says of the data it was trained on."""
+    try:
+        return Specs.from_dict(checkpoint["jepa"]["specs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} describes its data in a way that cannot be read here: {error!r}") from error
 
 
 def build(tree: Any, allow: tuple[str, ...] = ()) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,8 +16,9 @@ from jepa.data.clips import Clips, collate, split
 from jepa.data.hdf5 import Hdf5Episodes
 from jepa.data.order import EpochOrder, ResumableLoader
 from jepa.data.transforms import random_shift, resize
+from jepa.data.video import ENDINGS, VideoEpisodes
 from jepa.errors import InputError
-from jepa.schema import Sample, Specs
+from jepa.schema import Episodes, Sample, Specs
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ class EpisodeData(LightningDataModule):
     The training order is a pure function of seed and epoch: a killed fit resumes with the very batch that came next.
 
     Args:
-        path: HDF5 file of episodes, written by ``jepa collect`` or by stable-worldmodel.
+        path: HDF5 file of episodes, written by ``jepa collect`` or by stable-worldmodel; or a video file or a folder of
+            them, whose episodes have no actions (to embed).
         frames: Frames of a window.
         frame_skip: Environment steps from one frame to the next; their actions are concatenated.
         batch_size: Windows of a batch, on each device.
@@ -70,13 +73,15 @@ class EpisodeData(LightningDataModule):
         self.windows_per_epoch, self.val_windows = windows_per_epoch, val_windows
         self.windowing = {"frames": frames, "frame_skip": frame_skip, "goal": goal, "columns": columns}
         self.windowing |= {"history": history, "seed": seed}
-        self._episodes: Hdf5Episodes | None = None
+        self._episodes: Episodes | None = None
 
     @property
-    def episodes(self) -> Hdf5Episodes:
+    def episodes(self) -> Episodes:
         """The store, opened and checked at the first use."""
         if self._episodes is None:
-            self._episodes = Hdf5Episodes(self.path, memory=self.memory)
+            path = Path(self.path)
+            filmed = path.is_dir() or path.suffix.lower() in ENDINGS
+            self._episodes = VideoEpisodes(path, self.size) if filmed else Hdf5Episodes(path, memory=self.memory)
         return self._episodes
 
     @property

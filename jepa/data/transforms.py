@@ -1,24 +1,10 @@
-"""What happens to pixels on the device. Pixels stay uint8 until the last step, which makes them floats."""
+"""What happens to pixels on the device. They stay uint8: the encoder, which knows its statistics, makes them floats."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
-
-STATISTICS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of the pretrained backbones
-    "half": ((0.5,), (0.5,)),  # to [-1,1]
-}
-
-
-def normalise(video: Tensor, statistics: Literal["imagenet", "half"] = "half") -> Tensor:
-    """uint8 [...,C,H,W] in 0..255 -> float32 with the mean and standard deviation named."""
-    mean, std = (torch.tensor(values, device=video.device).view(-1, 1, 1) for values in STATISTICS[statistics])
-    return (video / 255.0 - mean) / std
-
 
 def resize(video: Tensor, size: int) -> Tensor:
     """uint8 [...,C,H,W] -> uint8 [...,C,size,size], bilinear with antialiasing; unchanged where it has that size."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from jepa.checkpoints.load import read
+from jepa.checkpoints.load import read, read_specs
 from jepa.errors import InputError
 from jepa.runtime import parse_errors
 from jepa.schema import Specs
@@ -57,11 +57,12 @@ def run_trainer(verb: str, args: list[str]) -> None:
     path = checkpoint_path(cli.config.ckpt_path, cli.trainer.checkpoint_callbacks)
     if path is None and verb != "fit":
         raise InputError(f"{verb} was given no checkpoint; name one with --ckpt_path PATH, or 'last' for this run's")
-    if path is not None:
-        check_data(path, cli.datamodule.specs)
+    checkpoint = None if path is None else read(path)
+    if checkpoint is not None:
+        check_data(path, read_specs(path, checkpoint), cli.datamodule.specs)
     if verb == "fit":
         for curves in (logger for logger in cli.trainer.loggers if isinstance(logger, Curves)):
-            curves.begin_after = -1 if path is None else read(path)["global_step"]
+            curves.begin_after = -1 if checkpoint is None else checkpoint["global_step"]
     getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
 
 
@@ -80,9 +81,9 @@ def checkpoint_path(asked: str | None, callbacks: list) -> str | None:
     return str(found[-1])
 
 
-def check_data(path: str, data: Specs) -> None:
-    """InputError if a checkpoint cannot be read, or was trained on frames or actions of another size than the data's."""
-    there, here = _sizes(Specs.from_dict(read(path)["jepa"]["specs"])), _sizes(data)
+def check_data(path: str, trained: Specs, data: Specs) -> None:
+    """InputError if a checkpoint was trained on frames or actions of another size than the data's."""
+    there, here = _sizes(trained), _sizes(data)
     if differ := [f"{name} is {there[name]} there and {here[name]} here" for name in there if there[name] != here[name]]:
         raise InputError(
             f"{path} was trained on other data than this: {'; '.join(differ)}; give the data that it was trained on, "

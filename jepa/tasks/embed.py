@@ -144,7 +144,8 @@ def _check_match(world: World, episodes: Episodes, size: int | None) -> None:
             f"the data gives frames {holds} (channels, height, width), the checkpoint expects {wants}: choose the data "
             "that it was trained on, or set data.size"
         )
-    if mine.action.env_width != theirs.action.env_width:
+    # a video has no actions, and encoding needs none
+    if theirs.action.env_width not in (0, mine.action.env_width):
         raise InputError(
             f"the data has actions of width {theirs.action.env_width}, the checkpoint expects "
             f"{mine.action.env_width}: choose the data that it was trained on"

