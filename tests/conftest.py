@@ -18,9 +18,10 @@ DATA = {  # name of a dataset in the configs -> how a tiny one is collected
     "reacher": ("--script=smooth", "--episodes=4", "--steps=42", "--num=4"),
     "point_maze": ("--script=smooth", "--episodes=4", "--steps=42", "--num=4"),
 }
-SMALL_MODEL = ("--vars.dim=16", "--model.world.predictor.init_args.width=32", "--model.world.predictor.init_args.depth=1")
 SMALL_FIT = (
-    *SMALL_MODEL,
+    "--vars.dim=16",
+    "--model.world.predictor.init_args.width=32",
+    "--model.world.predictor.init_args.depth=1",
     "--data.batch_size=4",
     "--data.windows_per_epoch=16",
     "--data.val_windows=4",

@@ -19,8 +19,10 @@ from probes.cache import FeatureCache
 CONFIGS = CONFIG_ROOTS[-1]
 RUNS = {"pretrain": "fit", "embed": "embed", "probe": "probe", "plan": "plan"}  # folder -> verb
 PARTS = ("model", "data", "trainer", "planner")
-SMALL_SEARCH = ("--planner.candidates=8", "--planner.elites=6", "--planner.iterations=1", "--planner.first_iterations=1")
-SMALL_PLAN = (*SMALL_SEARCH, "--pairs=2", "--decisions=1", "--device=cpu")
+SMALL_PLAN = (
+    *("--planner.candidates=8", "--planner.elites=6", "--planner.iterations=1", "--planner.first_iterations=1"),
+    *("--pairs=2", "--decisions=1", "--device=cpu"),
+)
 SMALL_PROBE = ("--epochs=1", "--lr=[0.001]", "--accelerator=cpu", "--reach=2")
 
 

@@ -1,4 +1,4 @@
-"""What bad input gets: one line that says what was given, what was expected and what to do, exit code 2, nothing lost."""
+"""What bad input gets: one line (given, expected, what to do next), exit code 2, and nothing lost."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ BROKEN = {
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "truncated": (cut, "is truncated or damaged; copy or collect it again"),
     "another format": (lambda path: path.write_text("a,b\n1,2\n"), "is not an HDF5 file"),
-    "another version": (edit(lambda file: file.attrs.modify("version", 9)), "version 9, expected 'jepa.episodes' version 1"),
+    "another version": (
+        edit(lambda file: file.attrs.modify("version", 9)),
+        "version 9, expected 'jepa.episodes' version 1",
+    ),
     "without a column": (edit(lambda file: file.__delitem__("action")), "has no column 'action'"),
     "NaN actions": (put(float("nan")), "action of episode 0, step 3 is NaN or infinite"),
     "infinite actions": (put(float("inf")), "action of episode 0, step 3 is NaN or infinite"),

@@ -129,7 +129,7 @@ def _parameters(checkpoint: Path) -> int:
 
 def _probe_row(name: str, found: dict[str, Any]) -> ProbeRow:
     def score(part: dict[str, Any]) -> Score:
-        return Score(part["r2"], *part["r2_interval"])
+        return Score(part["r2"], *(part["r2_interval"] or ()))  # one test episode has no interval
 
     mean = "mean action" if found["target"] == "action" else "mean position"
     return ProbeRow(PROBES[name], "R2", score(found), score(found["baseline"]), Score(0.0), mean)

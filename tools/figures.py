@@ -58,7 +58,10 @@ def room(wall: float, door: float) -> Room:
 
 
 def _metrics(run: Path) -> list[dict[str, str]]:
-    with (run / "logs/metrics.csv").open() as file:
+    log = run / "logs/metrics.csv"
+    if not log.is_file():  # the run was shorter than the interval of the log
+        return []
+    with log.open() as file:
         return list(csv.DictReader(file))
 
 
@@ -69,7 +72,7 @@ def _series(rows: list[dict[str, str]], name: str) -> tuple[np.ndarray, np.ndarr
 
 
 def _objectives(rows: list[dict[str, str]]) -> list[Panel]:
-    names = sorted({key.removeprefix("train/") for key in rows[0] if key.startswith("train/")})
+    names = sorted({key.removeprefix("train/") for row in rows[:1] for key in row if key.startswith("train/")})
     names.sort(key=lambda name: name != "loss")
     return [
         Panel(name, [Curve(kind, *_series(rows, f"{part}/{name}")) for part, kind in PARTS], group="objectives")

@@ -84,7 +84,8 @@ def checkpoint_path(asked: str | None, callbacks: list) -> str | None:
 def check_data(path: str, trained: Specs, data: Specs) -> None:
     """InputError if a checkpoint was trained on frames or actions of another size than the data's."""
     there, here = _sizes(trained), _sizes(data)
-    if differ := [f"{name} is {there[name]} there and {here[name]} here" for name in there if there[name] != here[name]]:
+    differ = [f"{name} is {there[name]} there and {here[name]} here" for name in there if there[name] != here[name]]
+    if differ:
         raise InputError(
             f"{path} was trained on other data than this: {'; '.join(differ)}; give the data that it was trained on, "
             "or leave --ckpt_path out and train anew"

@@ -84,10 +84,11 @@ class Pretrain(LightningModule):
         torch.set_rng_state(checkpoint["random_state"])
 
     def _check_weights(self, given: dict[str, Tensor]) -> None:
-        mine, theirs = ({name: list(value.shape) for name, value in state.items()} for state in (self.state_dict(), given))
+        states = (self.state_dict(), given)
+        mine, theirs = ({name: list(value.shape) for name, value in state.items()} for state in states)
         if differ := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
             there, here = (state.get(differ[0], "missing") for state in (theirs, mine))
             raise InputError(
-                f"the checkpoint is of another model: {differ[0]} is {there} there and {here} here, and {len(differ) - 1} "
-                "more differ; give the configuration that wrote it (config.yaml in its logs)"
+                f"the checkpoint is of another model: {differ[0]} is {there} there and {here} here, and "
+                f"{len(differ) - 1} more differ; give the configuration that wrote it (config.yaml in its logs)"
             )
