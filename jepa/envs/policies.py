@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jepa.envs import two_rooms
+from jepa.envs.wander import Wander
 from jepa.errors import InputError
 from jepa.schema import ActionSpec, Policy, Sample, Task
 
@@ -90,47 +90,6 @@ class SmoothRandomPolicy:
 
     def reset(self, done: Tensor) -> None:
         self._noise = torch.where(done[:, None], self._fresh(len(self._noise)), self._noise)
-
-
-class Wander:
-    """Two Rooms: smooth random headings, speed uniform over the disc, now and then a new heading on contact.
-
-    Between turns it slides along what it touches, and so finds doors more often than a policy that bounces off.
-
-    Args:
-        task: the environments; their state begins with x and y.
-        generator: the source of randomness.
-        turn: standard deviation of the change of heading per step, in radians.
-        bounce: probability of a new heading at each step in contact.
-    """
-
-    def __init__(
-        self, task: Task, generator: torch.Generator, turn: float = 0.5, bounce: float = 0.2
-    ) -> None:
-        if task.specs.observation.state_names != two_rooms.STATE_NAMES:
-            raise InputError(f"Wander plays Two Rooms, was given {task.specs.evaluation.env}; use SmoothRandomPolicy")
-        self.generator, self.turn, self.bounce = generator, turn, bounce
-        self._heading = self._fresh(task.num)
-        self._expected = torch.full((task.num, 2), torch.nan)
-
-    def _fresh(self, num: int) -> Tensor:
-        return 2 * math.pi * torch.rand(num, generator=self.generator)
-
-    def act(self, sample: Sample) -> Tensor:
-        assert sample.state is not None, "Wander reads the privileged state"
-        position, num = sample.state[:, -1, :2], len(self._heading)
-        touched = (position - self._expected).abs().amax(dim=1) > two_rooms.GAP / 2  # false after a reset: nan
-        turned = self._heading + self.turn * torch.randn(num, generator=self.generator)
-        bounced = touched & (torch.rand(num, generator=self.generator) < self.bounce)
-        self._heading = torch.where(bounced, self._fresh(num), turned)
-        speed = torch.rand(num, generator=self.generator).sqrt()
-        action = speed[:, None] * torch.stack([self._heading.cos(), self._heading.sin()], dim=1)
-        self._expected = position + two_rooms.STEP * action
-        return action
-
-    def reset(self, done: Tensor) -> None:
-        self._heading = torch.where(done, self._fresh(len(done)), self._heading)
-        self._expected[done] = torch.nan
 
 
 class ContactPlay:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from jepa.checkpoints.load import read, read_specs
@@ -64,6 +64,15 @@ def run_trainer(verb: str, args: list[str]) -> None:
         for curves in (logger for logger in cli.trainer.loggers if isinstance(logger, Curves)):
             curves.begin_after = -1 if checkpoint is None else checkpoint["global_step"]
     getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    if verb == "fit":
+        save_last(cli.trainer)
+
+
+def save_last(trainer: Trainer) -> None:
+    """Make last.ckpt the last step: Lightning leaves it at the last multiple of the checkpoint interval."""
+    for callback in trainer.checkpoint_callbacks:
+        if callback.save_last and callback.dirpath:
+            trainer.save_checkpoint(Path(callback.dirpath) / "last.ckpt")
 
 
 def checkpoint_path(asked: str | None, callbacks: list) -> str | None:

@@ -23,6 +23,8 @@ def inspect(path: Path) -> str:
         raise InputError(f"nothing at {path}; give a dataset (.h5), a checkpoint (.ckpt) or a feature cache (folder)")
     if (path / "meta.json").is_file():
         return _features(path)
+    if path.is_dir() and not any(file.suffix.lower() in ENDINGS for file in path.rglob("*")):
+        raise InputError(f"{path} is a folder with neither meta.json (a feature cache) nor videos; `jepa embed` makes one")
     if path.is_dir() or path.suffix.lower() in ENDINGS:
         return _dataset(path, VideoEpisodes(path))
     if path.suffix == ".ckpt":

@@ -27,6 +27,8 @@ class Pretrain(LightningModule):
 
     def __init__(self, world: WorldModel, objectives: dict[str, Objective], optimizer: Optimizer = Optimizer()) -> None:
         super().__init__()
+        if not objectives:
+            raise InputError("Pretrain was given no objectives; give at least one, e.g. jepa.objectives.Regression")
         self.save_hyperparameters()
         self.world, self.objectives, self.optimizer = world, nn.ModuleDict(objectives), optimizer
 

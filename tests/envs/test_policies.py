@@ -10,6 +10,7 @@ import torch
 
 import jepa.envs
 from jepa.envs import policies
+from jepa.envs.wander import Wander
 from jepa.errors import InputError
 from jepa.schema import Policy, Sample, Task
 
@@ -60,11 +61,9 @@ def test_smooth_noise_has_the_promised_correlation(rooms: Task) -> None:
     assert ((action[10:] * action[:-10]).mean() / variance).item() == pytest.approx(math.exp(-1), abs=0.05)
 
 
-def test_wander_covers_both_rooms_and_turns_at_walls(rooms: Task) -> None:
-    states, actions = film(rooms, policies.Wander(rooms, generator(), bounce=1.0), 120)
-    x = states[..., 0]
-    assert 0.25 < (x < 0.5).float().mean() < 0.75
-    assert ((x[:, 0] < 0.5) != (x[:, -1] < 0.5)).any(), "nobody found the door"
+def test_wander_turns_smoothly_and_anywhere_on_a_bounce(rooms: Task) -> None:
+    policy = Wander(rooms, generator(), turn=(0.5, 0.5), speed=1.0, switch=0.0, bounce=1.0)
+    states, actions = film(rooms, policy, 120)
     heading = torch.atan2(actions[..., 1], actions[..., 0])
     turn = torch.remainder(heading.diff(dim=1) + math.pi, 2 * math.pi) - math.pi
     moved = states[:, 1:, :2] - states[:, :-1, :2]
@@ -72,6 +71,17 @@ def test_wander_covers_both_rooms_and_turns_at_walls(rooms: Task) -> None:
     assert turn[~touched].std().item() == pytest.approx(0.5, abs=0.03)
     assert turn[touched].std().item() > 1.3
     assert (actions.norm(dim=2) ** 2).mean().item() == pytest.approx(0.5, abs=0.03), "speed is not uniform in area"
+
+
+def test_wander_crosses_leans_on_walls_and_fills_the_box(rooms: Task) -> None:
+    states, actions = film(rooms, Wander(rooms, generator()), 64)
+    x, wall = states[..., 0], states[..., 2]
+    crossed = ((x < wall)[:, 1:] != (x < wall)[:, :-1]).float().sum(1).mean()
+    bounced = film(rooms, Wander(rooms, generator(), seek=0.0, bounce=1.0), 64)[0]
+    rarely = ((bounced[..., 0] < wall)[:, 1:] != (bounced[..., 0] < wall)[:, :-1]).float().sum(1).mean()
+    assert crossed > 1.5 * rarely, f"{crossed} crossings per episode against {rarely} without seeking"
+    assert (((x - wall).abs() < 0.03) & (x.diff(dim=1, prepend=x[:, :1]).abs() < 1e-4)).float().mean() > 0.02
+    assert (actions.abs() > 0.9).all(dim=2).any() and actions.abs().max() <= 1
 
 
 def test_scripts_refuse_other_tasks(rooms: Task) -> None:
