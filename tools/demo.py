@@ -76,7 +76,8 @@ def demo(
     shared = (f"--vars.run={out.name}",)
     with stages.stage("collect episodes"):
         data.unlink(missing_ok=True)
-        stages.command("collect", "two_rooms", "--script=wander", f"--episodes={episodes}", "--steps=64", f"--out={data}")
+        record = ("two_rooms", "--script=wander", f"--episodes={episodes}", "--steps=64", f"--out={data}")
+        stages.command("collect", *record)
     with stages.stage("pretrain the world model", training=True):
         steps = () if max_steps is None else (f"--trainer.max_steps={max_steps}",)
         stages.command("fit", "-c", "pretrain/two_rooms", *shared, f"--data.path={data}", *steps)

@@ -98,7 +98,7 @@ def _encode(world: World, rows: Sample, settings: Settings, batch: list[Piece]) 
         row = int(bad.int().argmax())
         frames = [(number, frame) for number, start, stop in batch for frame in range(start, stop)]
         raise InputError(
-            f"the latent of episode {frames[row][0]}, frame {frames[row][1]} is not finite in {settings.dtype}: check the "
+            f"the latent of episode {frames[row][0]}, frame {frames[row][1]} is not finite in {settings.dtype}: check "
             "checkpoint, or set dtype to float32"
         )
     return z.numpy()

@@ -24,7 +24,7 @@ def inspect(path: Path) -> str:
     if (path / "meta.json").is_file():
         return _features(path)
     if path.is_dir() and not any(file.suffix.lower() in ENDINGS for file in path.rglob("*")):
-        raise InputError(f"{path} is a folder with neither meta.json (a feature cache) nor videos; `jepa embed` makes one")
+        raise InputError(f"{path} is a folder with neither meta.json (a feature cache, of `jepa embed`) nor video files")
     if path.is_dir() or path.suffix.lower() in ENDINGS:
         return _dataset(path, VideoEpisodes(path))
     if path.suffix == ".ckpt":
@@ -48,7 +48,8 @@ def _checkpoint(path: Path) -> str:
     checkpoint, world = read(path), load(str(path))
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in world.named_children()}
     parts = {name: f"{type(part).__name__}, {counts[name]:,} parameters" for name, part in world.named_children()}
-    facts = {"optimiser steps": checkpoint["global_step"], **parts, "latent": f"{world.encoder.dim} wide, grid {world.encoder.grid}"}
+    latent = f"{world.encoder.dim} wide, grid {world.encoder.grid}"
+    facts = {"optimiser steps": checkpoint["global_step"], **parts, "latent": latent}
     return _table(f"checkpoint {path}", facts | _specs(world.specs))
 
 

@@ -13,7 +13,7 @@ from jepa.errors import InputError
 from jepa.models.world import WorldModel
 from jepa.objectives.base import Objective
 from jepa.optim import Optimizer
-from jepa.schema import Prediction, Sample, Specs
+from jepa.schema import Sample, Specs
 
 
 class Pretrain(LightningModule):
@@ -45,25 +45,23 @@ class Pretrain(LightningModule):
         """From 0 to 1 over the training."""
         return min(1.0, self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches))
 
-    def _losses(self, sample: Sample, stage: str) -> tuple[Tensor, Prediction]:
+    def _score(self, sample: Sample, stage: str) -> dict[str, Any]:
+        """Log every objective unweighted; the weighted sum, and for callbacks the prediction without its graph."""
         prediction = self.world(sample)
         losses = {name: objective(prediction) for name, objective in self.objectives.items()}
         loss = sum(self.objectives[name].weight_at(self.progress) * value for name, value in losses.items())
-        values = {f"{stage}/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(values | {f"{stage}/loss": loss.detach()}, batch_size=len(sample.video), sync_dist=stage != "train")
-        return loss, prediction
-
-    def training_step(self, sample: Sample, index: int) -> dict[str, Any]:
-        loss, prediction = self._losses(sample, "train")
+        values = {f"{stage}/{name}": value.detach() for name, value in (losses | {"loss": loss}).items()}
+        self.log_dict(values, batch_size=len(sample.video), sync_dist=stage != "train")
         return {"loss": loss, "prediction": prediction.detach()}
 
+    def training_step(self, sample: Sample, index: int) -> dict[str, Any]:
+        return self._score(sample, "train")
+
     def validation_step(self, sample: Sample, index: int) -> dict[str, Any]:
-        loss, prediction = self._losses(sample, "val")
-        return {"loss": loss, "prediction": prediction}
+        return self._score(sample, "val")
 
     def test_step(self, sample: Sample, index: int) -> dict[str, Any]:
-        loss, prediction = self._losses(sample, "test")
-        return {"loss": loss, "prediction": prediction}
+        return self._score(sample, "test")
 
     def predict_step(self, sample: Sample, index: int) -> Tensor:
         return self.world.encode(sample)
