@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def _planning_row(report: PlanReport, floor: bool = False) -> PlanningRow:
         report.pairs,
         Score(report.rate, *report.interval),
         report.solved_at_start,
-        report.steps_to_success,
+        median(solved) if (solved := [step for step in report.steps if step >= 0]) else None,
         timing.p50_ms,
         timing.p95_ms,
         floor,

@@ -131,8 +131,10 @@ class EpisodeData(LightningDataModule):
     def _fixed(self, part: Literal["val", "test"]) -> DataLoader:
         clips = self.clips(part)
         count = min(self.val_windows or len(clips), len(clips))
-        evenly = Subset(clips, np.linspace(0, len(clips) - 1, count).round().astype(int).tolist())
-        return DataLoader(evenly, batch_size=self.batch_size, collate_fn=collate, **self._workers())
+        evenly = np.linspace(0, len(clips) - 1, count).round().astype(int)
+        # in one fixed order that mixes episodes: the spread within a batch is part of some objectives
+        mixed = np.random.default_rng(self.seed).permutation(evenly).tolist()
+        return DataLoader(Subset(clips, mixed), batch_size=self.batch_size, collate_fn=collate, **self._workers())
 
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0

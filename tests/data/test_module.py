@@ -108,8 +108,11 @@ def test_fixed_windows_are_spread_evenly(path: str) -> None:
     (batch,) = data(path, val_windows=5).val_dataloader()
     assert len(batch.index) == 5
     windows = data(path).clips("val")
-    assert batch.index[0].tolist() == windows[0].index.tolist()
-    assert batch.index[-1].tolist() == windows[len(windows) - 1].index.tolist()
+    seen = sorted(batch.index.tolist())
+    assert seen[0] == windows[0].index.tolist() and seen[-1] == windows[len(windows) - 1].index.tolist()
+    assert batch.index.tolist() != seen, "neighbouring windows share a batch: its spread says nothing"
+    (again,) = data(path, val_windows=5).val_dataloader()
+    assert torch.equal(again.index, batch.index)
 
 
 def test_specs_and_size(path: str) -> None:
