@@ -5,6 +5,7 @@ Shape legend, used in every docstring:
     B batch            T steps                N tokens per step      D latent width
     A action width     P proprioception width X privileged state     C, H, W pixels
     S candidate plans  H plan horizon (in model steps; image height only inside [C,H,W])
+    K context tokens   M target masks of L tokens each (masked models)
 
 * Pixels are ``uint8 [B,T,C,H,W]`` until they are on the device.
 * Latents are ``[B,T,N,D]`` everywhere: an image is T=1, a pooled vector is N=1.
@@ -67,6 +68,30 @@ class Sample:
                 continue
             stacked[item.name] = Sample.stack(values) if item.name == "goal" else torch.stack(values)
         return Sample(**stacked)
+
+
+@dataclass
+class Mask:
+    """Where a masked model looks, and what it must forecast from there: one context and M target masks per sample.
+
+    Tokens are named by their place in the raster order (step, row, column) of a clip's T*N tokens, and every row is in
+    that order. With the offsets, the mask is *packed*: rows of different lengths lie end to end, and row i is what
+    lies from ``offsets[i]`` up to ``offsets[i+1]``, as attention over variable lengths takes it. Target mask m of
+    sample b is row b*M + m.
+    """
+
+    context: Tensor  # int64 [B,K]; packed: [sum of the K]
+    target: Tensor  # int64 [B,M,L]; packed: [sum of the L]
+    context_offsets: Tensor | None = None  # int32 [B+1], packed only
+    target_offsets: Tensor | None = None  # int32 [B*M+1], packed only
+
+    @property
+    def packed(self) -> bool:
+        return self.context_offsets is not None
+
+    def to(self, device: torch.device | str) -> Mask:
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Mask(**{name: None if t is None else t.to(device, non_blocking=True) for name, t in tensors.items()})
 
 
 @dataclass

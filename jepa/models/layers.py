@@ -17,6 +17,13 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:])
 
 
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens ``index [R,K]`` of ``x [B,L,D]``: ``[R,K,D]``. Row r reads row r mod B, so R is a multiple of B."""
+    # whole tokens are copied, where a gather would look up every number of them
+    start = (torch.arange(len(index), device=x.device) % len(x))[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (index + start).flatten()).unflatten(0, index.shape)
+
+
 def initialise(module: nn.Module) -> None:
     """Truncated normal (std 0.02) weights and zero biases for linear layers, as the ViT and JEPA papers do."""
     if isinstance(module, nn.Linear):
@@ -76,10 +83,10 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = FeedForward(width, int(width * mlp_ratio))
+        self.mlp = FeedForward(width, round(width * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, rotate: Rotate | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rotate=rotate)
         return x + self.mlp(self.norm2(x))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,34 @@ def _write(ring: Tensor, slot: int, new: Tensor) -> Tensor:
     return ring.index_copy(2, torch.tensor([slot], device=ring.device), new.unsqueeze(2))
 
 
-class ActionPredictor(nn.Module):
+class Predictor(nn.Module):
+    """What forecasts the next latent from latents and actions; its promises are those of ``check_predictor``.
+
+    ``begin`` and ``step`` give the numbers of ``forward``; a cache has ``expand(copies)``, one past for many futures.
+    """
+
+    dim: int  # D
+    tokens: int  # N
+    window: int  # frames that one forecast sees
+
+    def bind(self, action_width: int) -> None:
+        """Build the action embedding, whose width only the data knows."""
+        raise NotImplementedError(f"{type(self).__name__} must take the width of an action")
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        """z [B,T,N,D] and normalised actions [B,T,A] -> p [B,T,N,D], where p[:, t] forecasts z[:, t+1]."""
+        raise NotImplementedError(f"{type(self).__name__} must forecast")
+
+    def begin(self, z: Tensor, action: Tensor) -> Any:
+        """The cache after latents [B,T,N,D] and the T-1 normalised actions [B,T-1,A] between them."""
+        raise NotImplementedError(f"{type(self).__name__} must begin a rollout")
+
+    def step(self, cache: Any, action: Tensor) -> tuple[Tensor, Any]:
+        """Normalised action [B,A] -> the next latent [B,N,D], which becomes the pending one, and the cache."""
+        raise NotImplementedError(f"{type(self).__name__} must step a rollout")
+
+
+class ActionPredictor(Predictor):
     """Causal transformer over frames, conditioned on actions by adaptive layer norm.
 
     Tokens of frame t attend to all tokens of frames t-window+1 ... t. Time enters only as a rotary index, so what a
@@ -93,7 +121,6 @@ class ActionPredictor(nn.Module):
         self.project = small(nn.Linear(width, dim))  # at first, nothing changes
 
     def bind(self, action_width: int) -> None:
-        """Build the action embedding, whose width only the data knows."""
         width = self.embed.out_features
         self.condition = nn.Sequential(nn.Linear(action_width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
@@ -109,7 +136,6 @@ class ActionPredictor(nn.Module):
         return layer_norm(z) if self.norm else z
 
     def forward(self, z: Tensor, action: Tensor) -> Tensor:
-        """z [B,T,N,D] and normalised actions [B,T,A] -> p [B,T,N,D], where p[:, t] forecasts z[:, t+1]."""
         steps, tokens = z.shape[1:3]
         frame = torch.arange(steps, device=z.device)
         age = frame[:, None] - frame[None, :]
@@ -122,7 +148,6 @@ class ActionPredictor(nn.Module):
         return self._finish(z, x.view(*z.shape[:3], -1))
 
     def begin(self, z: Tensor, action: Tensor) -> RingCache:
-        """The cache after latents [B,T,N,D] and the T-1 normalised actions [B,T-1,A] between them."""
         batch, steps, tokens, _ = z.shape
         assert action.shape[1] == steps - 1, f"{steps} latents want {steps - 1} actions between them: {action.shape}"
         shape = (batch, self.heads, self.window, tokens, self.head)
@@ -134,7 +159,6 @@ class ActionPredictor(nn.Module):
         return cache
 
     def step(self, cache: RingCache, action: Tensor) -> tuple[Tensor, RingCache]:
-        """Normalised action [B,A] -> the next latent [B,N,D], which becomes the pending one, and the cache."""
         z = cache.pending.unsqueeze(1)
         time = torch.full((z.shape[2],), cache.time, device=z.device)
         table = rotary_table(time, self.head)

@@ -17,6 +17,8 @@ class Target(nn.Module):
     ``latent`` is what the context encoder made of the same video; a target that does not need it encodes the video.
     """
 
+    needs_latent: bool = True  # where it does not, a model that encodes only what is visible need not make it
+
     def __init__(self, norm: bool) -> None:
         super().__init__()
         self.norm = norm
@@ -27,10 +29,10 @@ class Target(nn.Module):
     def update(self, encoder: nn.Module, progress: float) -> None:
         """Follow the encoder after an optimiser step; ``progress`` runs from 0 to 1 over the training."""
 
-    def latents(self, encoder: nn.Module, video: Tensor, latent: Tensor) -> Tensor:
+    def latents(self, encoder: nn.Module, video: Tensor, latent: Tensor | None) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must say which latents are the target")
 
-    def forward(self, encoder: nn.Module, video: Tensor, latent: Tensor) -> Tensor:
+    def forward(self, encoder: nn.Module, video: Tensor, latent: Tensor | None) -> Tensor:
         h = self.latents(encoder, video, latent)
         return layer_norm(h) if self.norm else h
 
@@ -46,6 +48,8 @@ class EMA(Target):
         end: momentum that the last steps approach.
         norm: layer norm without parameters on the targets.
     """
+
+    needs_latent = False
 
     def __init__(self, start: float = 0.99, end: float = 0.999, norm: bool = True) -> None:
         super().__init__(norm)
@@ -65,7 +69,7 @@ class EMA(Target):
             mine.copy_(theirs)
 
     @torch.no_grad()
-    def latents(self, encoder: nn.Module, video: Tensor, latent: Tensor) -> Tensor:
+    def latents(self, encoder: nn.Module, video: Tensor, latent: Tensor | None) -> Tensor:
         assert self.teacher is not None, "EMA.bind was not called"
         return self.teacher(video)
 

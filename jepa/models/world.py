@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from jepa.errors import InputError
 from jepa.models.encoders import Encoder
-from jepa.models.predictors import ActionPredictor
+from jepa.models.predictors import Predictor
 from jepa.models.targets import Target
 from jepa.schema import Prediction, Sample, Specs
 
@@ -27,7 +29,7 @@ class WorldModel(nn.Module):
     specs: Specs
 
     def __init__(
-        self, encoder: Encoder, predictor: ActionPredictor, target: Target, rollout_steps: int = 0, forced: bool = True
+        self, encoder: Encoder, predictor: Predictor, target: Target, rollout_steps: int = 0, forced: bool = True
     ) -> None:
         super().__init__()
         tokens = encoder.grid[0] * encoder.grid[1]
@@ -50,7 +52,10 @@ class WorldModel(nn.Module):
                 f"expects {self.encoder.size}x{self.encoder.size}; set the size of the data or of the encoder"
             )
         self.specs = specs
-        self.predictor.bind(specs.action.width)
+        self._bind_predictor()
+
+    def _bind_predictor(self) -> None:
+        self.predictor.bind(self.specs.action.width)
 
     def encode(self, sample: Sample) -> Tensor:
         """video [B,T,C,H,W] -> z [B,T,N,D]"""
@@ -62,15 +67,18 @@ class WorldModel(nn.Module):
 
     def rollout(self, z: Tensor, action: Tensor, past: Tensor | None = None) -> Tensor:
         """z [B,T,N,D], raw plans [B,S,H,A], raw past actions [B,T-1,A] (None if T=1) -> forecasts [B,S,H,N,D]."""
-        batch, plans, horizon, width = action.shape
+        batch, plans, _, width = action.shape
         past = z.new_zeros(batch, 0, width) if past is None else self.specs.action.normalise(past)
         cache = self.predictor.begin(z, past).expand(plans)
-        steps = self.specs.action.normalise(action).flatten(0, 1)
+        return self._unroll(cache, self.specs.action.normalise(action)).unflatten(0, (batch, plans))
+
+    def _unroll(self, cache: Any, *plans: Tensor) -> Tensor:
+        """A cache of B*S rows, and what each of its steps is given, [B,S,H,...] -> forecasts [B*S,H,N,D]."""
         forecasts = []
-        for h in range(horizon):
-            latent, cache = self.predictor.step(cache, steps[:, h])
+        for given in zip(*(plan.flatten(0, 1).unbind(1) for plan in plans)):
+            latent, cache = self.predictor.step(cache, *given)
             forecasts.append(latent)
-        return torch.stack(forecasts, dim=1).unflatten(0, (batch, plans))
+        return torch.stack(forecasts, dim=1)
 
     def forward(self, sample: Sample) -> Prediction:
         """A window of T frames and T-1 raw actions -> the prediction that objectives score."""
@@ -82,8 +90,16 @@ class WorldModel(nn.Module):
             z=z, h=self.target(self.encoder, sample.video, z), action=self.specs.action.normalise(sample.action)
         )
         if self.forced:
-            prediction.p = self.predict(z[:, :-1], sample.action)
+            prediction.p = self._forced(z[:, :-1], sample)
         if self.rollout_steps:
-            past, future = sample.action[:, : context - 1], sample.action[:, context - 1 :]
-            prediction.rollout = self.rollout(z[:, :context], future.unsqueeze(1), past).squeeze(1)
+            prediction.rollout = self._open_loop(z[:, :context], sample)
         return prediction
+
+    def _forced(self, z: Tensor, sample: Sample) -> Tensor:
+        """All latents of a window but the last [B,T-1,N,D] -> what follows each, [B,T-1,N,D]."""
+        return self.predict(z, sample.action)
+
+    def _open_loop(self, z: Tensor, sample: Sample) -> Tensor:
+        """The first latents of a window [B,T-K,N,D] -> the other K, forecast with the window's actions [B,K,N,D]."""
+        past, future = sample.action[:, : z.shape[1] - 1], sample.action[:, z.shape[1] - 1 :]
+        return self.rollout(z, future.unsqueeze(1), past).squeeze(1)

@@ -191,11 +191,13 @@ class MPC:
     def _plan(self, rows: Tensor, warm: bool) -> None:
         """One plan for each of ``rows``, which have the same number of frames in their past."""
         frames = int(self._frames[rows[0]])
-        z, past = self._z[rows, -frames:], self._past[rows, self.history - frames :] if frames > 1 else None
+        with torch.inference_mode(False):  # copies that autograd may save, for planners that follow the gradient
+            z, goal = self._z[rows, -frames:], self._goal_z[rows]
+            past = self._past[rows, self.history - frames :] if frames > 1 else None
 
         def cost(action: Tensor) -> Tensor:
             parts = action.split(self.chunk or action.shape[1], dim=1)
-            return torch.cat([self._score(z, past, self._goal_z[rows], part) for part in parts], dim=1)
+            return torch.cat([self._score(z, past, goal, part) for part in parts], dim=1)
 
         problem = Problem(cost, self.space, self.horizon, len(rows), self.device, self._generator)
         start = self._warm[rows] if warm else None

@@ -85,9 +85,16 @@ class Knots:
 
     def knots(self, action: Tensor) -> Tensor:
         """Raw model actions [...,H,A] -> [...,K,a], the mean over each hold; exact where it was held."""
-        steps = (action.reshape(*action.shape[:-2], self.length, len(self.mean)) - self.mean) / self.std
-        holds = [steps[..., start : start + self.hold, :].mean(-2) for start in range(0, self.length, self.hold)]
-        return self.clamp(torch.stack(holds, dim=-2))
+        holds = self._holds((self._steps(action) - self.mean) / self.std)
+        return self.clamp(torch.stack([steps.mean(-2) for steps in holds], dim=-2))
+
+    def _steps(self, action: Tensor) -> Tensor:
+        """[...,H,A] -> environment steps [...,H*block,a]."""
+        return action.reshape(*action.shape[:-2], self.length, len(self.mean))
+
+    def _holds(self, steps: Tensor) -> tuple[Tensor, ...]:
+        """Environment steps [...,H*block,a] -> those of each knot; the last may be fewer."""
+        return steps.split(self.hold, dim=-2)
 
     def begin(self, warm: Tensor | None) -> Tensor:
         """Warm start [B,H,A] or [B,W,H,A] -> knots [B,W,K,a]; the mean action where there is none."""
@@ -105,4 +112,30 @@ class Knots:
 
     def cost(self, knots: Tensor) -> Tensor:
         """[B,S,K,a] -> [B,S]; whatever is not a number is the worst."""
-        return self.problem.cost(self.raw(knots)).float().nan_to_num(nan=torch.inf)
+        return self._score(self.raw(knots))
+
+    def _score(self, action: Tensor) -> Tensor:
+        return self.problem.cost(action).float().nan_to_num(nan=torch.inf)
+
+    def slope(self, knots: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,S,K,a] -> costs [B,S] and their gradients [B,S,K,a], zero where they are not numbers.
+
+        Clipping at the bounds lets the gradient through, or an action at its bound could never leave it. Works under
+        ``torch.inference_mode``, as long as the tensors that the cost closes over were made outside of it.
+
+        Raises:
+            InputError: the cost is not differentiable
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            action = self.raw(knots.detach()).requires_grad_()
+            cost = self._score(action)
+            gradient = None
+            if cost.requires_grad:
+                (gradient,) = torch.autograd.grad(cost.sum(), action, allow_unused=True)
+        if gradient is None:
+            raise InputError(
+                "the cost has no gradient with respect to the actions; use a world and a cost that are differentiable, "
+                "or a planner that samples, such as jepa.planning.CEM"
+            )
+        holds = self._holds(self._steps(gradient) * self.std)
+        return cost.detach(), torch.stack([steps.sum(-2) for steps in holds], dim=-2).nan_to_num(0.0, 0.0, 0.0)

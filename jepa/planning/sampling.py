@@ -1,4 +1,4 @@
-"""Planners that sample: the cross-entropy method (CEM) and its sample-efficient form (iCEM).
+"""Planners that sample: random shooting, the cross-entropy method (CEM) and its sample-efficient form (iCEM).
 
 They see a cost and an action space, never a network. All environments and candidates are one batch, nothing waits for
 the device, and the generator of the problem is the only source of chance. Every environment is given the same noise,
@@ -7,6 +7,7 @@ so a plan does not depend on the order of the environments in the batch, nor on 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -17,14 +18,57 @@ from jepa.planning.knots import Knots
 from jepa.schema import Plan, Problem
 
 
-def _best(knots: Tensor, cost: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def draw(space: Knots, mean: Tensor, std: Tensor, extra: Tensor, count: int, beta: float = 0.0) -> Tensor:
+    """[B,count,K,a]: the mean, the plans that are carried on, and new ones."""
+    extra = extra[:, : count - 1]
+    fresh = mean.unsqueeze(1) + std.unsqueeze(1) * space.noise(count - 1 - extra.shape[1], beta)
+    return torch.cat([mean.unsqueeze(1), extra, space.clamp(fresh)], dim=1)
+
+
+def cheapest(knots: Tensor, cost: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` cheapest of [B,S,K,a] with their costs [B,count], best first."""
     value, index = cost.topk(count, dim=1, largest=False, sorted=True)
     return knots.gather(1, index[:, :, None, None].expand(-1, -1, *knots.shape[2:])), value
 
 
+def better(old: Tensor, old_cost: Tensor, new: Tensor, new_cost: Tensor) -> tuple[Tensor, Tensor]:
+    """The cheaper of two plans [B,K,a], environment by environment, with its cost [B]."""
+    wins = new_cost < old_cost
+    return torch.where(wins[:, None, None], new, old), torch.minimum(new_cost, old_cost)
+
+
 def _blend(old: Tensor, new: Tensor, momentum: float) -> Tensor:
     return momentum * old + (1 - momentum) * new
+
+
+class RandomShooting:
+    """Draw plans once, around the mean action of the training data, and take the cheapest: the floor of all planners.
+
+    A warm start is one of the candidates; nothing is drawn around it.
+
+    Args:
+        candidates: plans that are compared; the first is the mean action
+        std: standard deviation, in units of the normalised actions
+        beta: the power of the noise falls with frequency as f^-beta; 0 is white
+        hold: environment steps for which an action is held
+    """
+
+    def __init__(self, candidates: int = 512, std: float = 1.0, beta: float = 0.0, hold: int = 1) -> None:
+        if candidates < 2 or hold < 1 or std <= 0 or beta < 0:
+            raise InputError(
+                f"RandomShooting wants candidates >= 2, hold >= 1, std > 0 and beta >= 0, was given "
+                f"candidates={candidates}, hold={hold}, std={std}, beta={beta}"
+            )
+        self.candidates, self.std, self.beta, self.hold = candidates, std, beta, hold
+
+    def plan(self, problem: Problem, warm: Tensor | None = None) -> Plan:
+        """The trace holds the ``best`` cost [1,B]. ``warm``: raw plans [B,H,A] or [B,W,H,A], all of them candidates."""
+        space = Knots(problem, self.hold)
+        mean = space.begin(None)[:, 0]
+        extra = mean.unsqueeze(1)[:, :0] if warm is None else space.begin(warm)
+        knots = draw(space, mean, torch.full_like(mean, self.std), extra, self.candidates, self.beta)
+        best, cost = cheapest(knots, space.cost(knots), 1)
+        return Plan(space.raw(best[:, 0]), cost[:, 0], {"best": cost.T})
 
 
 class CEM:
@@ -47,6 +91,7 @@ class CEM:
 
     beta: float = 0.0  # white noise
     keep: int = 0  # no elite outlives its iteration
+    max_std: float = math.inf
 
     def __init__(
         self,
@@ -71,6 +116,10 @@ class CEM:
         """Candidates of an iteration, counted from 0."""
         return self.candidates
 
+    def fit(self, elites: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [B,K,a] of elites [B,E,K,a], whose costs [B,E] begin with the lowest."""
+        return elites.mean(1), elites.std(1)
+
     def plan(self, problem: Problem, warm: Tensor | None = None) -> Plan:
         """Search. The trace holds the ``best`` cost of every iteration [I,B] and the kept ``elites`` [B,keep,H,A].
 
@@ -84,11 +133,12 @@ class CEM:
         std = torch.full_like(mean, self.std if warm is None else self.warm_std)
         best, best_cost, trace = mean, mean.new_full((len(mean),), torch.inf), []
         for iteration in range(self.first_iterations if warm is None else self.iterations):
-            knots = _candidates(space, mean, std, extra, self.count(iteration), self.beta)
-            elites, cost = _best(knots, space.cost(knots), self.elites)
-            best, best_cost = _better(best, best_cost, elites[:, 0], cost[:, 0])
-            mean = _blend(mean, elites.mean(1), self.momentum)
-            std = _blend(std, elites.std(1), self.momentum).clamp_min(self.min_std)
+            knots = draw(space, mean, std, extra, self.count(iteration), self.beta)
+            elites, cost = cheapest(knots, space.cost(knots), self.elites)
+            best, best_cost = better(best, best_cost, elites[:, 0], cost[:, 0])
+            new_mean, new_std = self.fit(elites, cost)
+            mean = _blend(mean, new_mean, self.momentum)
+            std = _blend(std, new_std, self.momentum).clamp(self.min_std, self.max_std)
             extra = elites[:, : self.keep]
             trace.append(cost[:, 0])
         if self.result == "mean":
@@ -149,18 +199,6 @@ class ICEM(CEM):
         """Candidates of an iteration, counted from 0."""
         floor = min(2 * self.elites, self.candidates)
         return max(int(self.candidates * self.decay**-iteration), floor)
-
-
-def _candidates(space: Knots, mean: Tensor, std: Tensor, extra: Tensor, count: int, beta: float = 0.0) -> Tensor:
-    """[B,count,K,a]: the mean, the plans that are carried on, and new ones."""
-    extra = extra[:, : count - 1]
-    fresh = mean.unsqueeze(1) + std.unsqueeze(1) * space.noise(count - 1 - extra.shape[1], beta)
-    return torch.cat([mean.unsqueeze(1), extra, space.clamp(fresh)], dim=1)
-
-
-def _better(old: Tensor, old_cost: Tensor, new: Tensor, new_cost: Tensor) -> tuple[Tensor, Tensor]:
-    wins = new_cost < old_cost
-    return torch.where(wins[:, None, None], new, old), torch.minimum(new_cost, old_cost)
 
 
 def _check(planner: CEM) -> None:

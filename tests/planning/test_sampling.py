@@ -5,11 +5,22 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa.errors import InputError
-from jepa.planning import CEM, ICEM, coloured_noise, shift
+from jepa.planning import CEM, ICEM, MPPI, GradientPlanner, RandomShooting, coloured_noise, shift
 from jepa.schema import ActionSpec, Problem
 from jepa.testing import check_planner
 
-PLANNERS = {"cem": CEM(), "icem": ICEM(), "held": CEM(hold=3), "icem held": ICEM(hold=2, beta=1.0)}
+PLANNERS = {
+    "cem": CEM(),
+    "icem": ICEM(),
+    "held": CEM(hold=3),
+    "icem held": ICEM(hold=2, beta=1.0),
+    "mppi": MPPI(),
+    "mppi of elites": MPPI(elites=16, hold=2, beta=1.0, result="best"),
+    "random": RandomShooting(),
+    "gradient": GradientPlanner(),
+    "gradient held": GradientPlanner(candidates=4, hold=2, beta=1.0),
+}
+KINDS = [CEM, ICEM, MPPI, RandomShooting, GradientPlanner]
 SPEC = ActionSpec((-1.0, -2.0), (1.0, 2.0), (0.1, -0.3), (0.2, 1.5), block=3)
 
 
@@ -53,8 +64,11 @@ def linear_problem(space, horizon=3, batch=3, penalty=0.3):
         CEM(512, 64, first_iterations=40, min_std=0.01, momentum=0.1),
         ICEM(512, 64, first_iterations=60, min_std=0.03, momentum=0.3, beta=0.5, decay=1.0),
         ICEM(512, 64, first_iterations=60, min_std=0.03, momentum=0.3, beta=0.5, decay=1.02, result="mean"),
+        MPPI(1024, temperature=0.03, first_iterations=120, std=0.1, min_std=0.1, max_std=0.1),
+        MPPI(512, 64, temperature=0.5, first_iterations=60, min_std=0.01, momentum=0.1),
+        GradientPlanner(candidates=4, first_iterations=150),
     ],
-    ids=["cem", "icem", "icem mean"],
+    ids=["cem", "icem", "icem mean", "mppi of all", "mppi of elites", "gradient"],
 )
 @pytest.mark.parametrize("block", [1, 2])
 def test_linear_dynamics_and_quadratic_cost_are_solved_within_one_percent(planner, block):
@@ -66,13 +80,27 @@ def test_linear_dynamics_and_quadratic_cost_are_solved_within_one_percent(planne
     assert (plan.cost >= best - 1e-4).all()
 
 
+def test_random_shooting_comes_within_one_percent_where_draws_can_cover_the_space():
+    problem, best = linear_problem(ActionSpec((-50.0,) * 2, (50.0,) * 2, (0.3, -1.0), (0.5, 2.0)), horizon=1)
+    plan = RandomShooting(20000).plan(problem)
+    assert (best > 0.01).all() and (plan.cost <= 1.01 * best).all(), (plan.cost / best).tolist()
+
+
 @pytest.mark.parametrize("planner", PLANNERS.values(), ids=PLANNERS)
 def test_contract(planner):
     check_planner(planner)
 
 
 @pytest.mark.parametrize(
-    "planner", [CEM(first_iterations=50, min_std=0.5), ICEM(first_iterations=50, min_std=0.5)], ids=["cem", "icem"]
+    "planner",
+    [
+        CEM(first_iterations=50, min_std=0.5),
+        ICEM(first_iterations=50, min_std=0.5),
+        MPPI(first_iterations=50, min_std=0.5),
+        RandomShooting(4096, std=6.0),
+        GradientPlanner(first_iterations=120),
+    ],
+    ids=["cem", "icem", "mppi", "random", "gradient"],
 )
 def test_normalised_candidates_are_clipped_at_the_raw_bounds(planner):
     """With a standard deviation of 0.2, clamping z-scores at +-1 would leave only a fifth of the raw range."""
@@ -85,7 +113,7 @@ def test_normalised_candidates_are_clipped_at_the_raw_bounds(planner):
 
 
 @pytest.mark.parametrize("hold", [1, 2, 3, 4, 6, 9, 20])
-@pytest.mark.parametrize("kind", [CEM, ICEM])
+@pytest.mark.parametrize("kind", KINDS)
 def test_actions_are_held_on_the_environment_time_axis(kind, hold):
     problem, _ = linear_problem(SPEC)
     seen = []
@@ -100,7 +128,7 @@ def test_actions_are_held_on_the_environment_time_axis(kind, hold):
         assert (steps[:, 1:].diff(dim=2).abs() > 0).any(-1).all(), "every environment step has its own action"
 
 
-@pytest.mark.parametrize("kind", [CEM, ICEM])
+@pytest.mark.parametrize("kind", [CEM, ICEM, MPPI, GradientPlanner])
 def test_first_candidate_is_the_mean(kind):
     """The first candidate of a warm start is the warm start itself, held as it was."""
     problem, _ = linear_problem(SPEC)
@@ -150,7 +178,7 @@ def test_icem_returns_the_best_plan_it_saw():
     assert torch.equal(plan.cost, torch.cat(costs, dim=1).min(1).values)
 
 
-@pytest.mark.parametrize("planner", [CEM(iterations=3), ICEM(iterations=3, result="best")])
+@pytest.mark.parametrize("planner", [CEM(iterations=3), ICEM(iterations=3, result="best"), MPPI(iterations=3)])
 def test_all_environments_are_one_call_per_iteration(planner):
     problem, _ = linear_problem(SPEC, batch=7)
     calls = []
@@ -229,6 +257,8 @@ def test_coloured_noise_keeps_bold_and_careful_sequences():
         lambda: CEM(result="median"),
         lambda: ICEM(keep=20),
         lambda: ICEM(decay=0.5),
+        lambda: RandomShooting(candidates=1),
+        lambda: RandomShooting(std=0.0),
         lambda: CEM().plan(Problem(lambda a: a.sum((2, 3)), ActionSpec((-1.0,), (1.0,), (0.0,), (0.0,)), 2, 1)),
     ],
 )
