@@ -47,18 +47,17 @@ class Encoder(nn.Module):
         # batch norm statistics and dropout of frozen weights must not move
         return super().train(mode and not self.frozen)
 
-    def check(self, video: Tensor) -> None:
-        """Raise :class:`InputError` unless the video is ``uint8 [B,T,C,size,size]``."""
+    def standardise(self, video: Tensor) -> Tensor:
+        """uint8 [B,T,C,size,size] to floats of the same shape, with the statistics that the weights expect."""
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-2:] != (self.size, self.size):
             raise InputError(
                 f"the encoder was given {video.dtype} video of shape {tuple(video.shape)}, but expects uint8 "
                 f"[B,T,C,{self.size},{self.size}]; set data.size or the encoder's size so that both agree"
             )
+        return torch.addcmul(self.shift, video.to(self.scale.dtype), self.scale)
 
     def forward(self, video: Tensor) -> Tensor:
-        self.check(video)
-        images = torch.addcmul(self.shift, video.flatten(0, 1).to(self.scale.dtype), self.scale)
-        z = self.features(images)
+        z = self.features(self.standardise(video).flatten(0, 1))
         return (layer_norm(z) if self.norm else z).unflatten(0, video.shape[:2])
 
 

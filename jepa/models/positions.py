@@ -11,12 +11,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from jepa.errors import check_choice
+from jepa.errors import InputError, check_choice
 from jepa.models.layers import Rotate
 
 Grid = tuple[int, int, int]
 Table = tuple[Tensor, Tensor]  # cosines and sines
-Form = Literal["sincos", "sincos_uniform", "rotary_tiled", "rotary_interleaved"]
+Form = Literal["sincos_2d", "sincos", "sincos_uniform", "rotary_tiled", "rotary_interleaved"]
 
 
 def rotary_table(time: Tensor, head: int, base: float = 10000.0) -> Table:
@@ -60,8 +60,8 @@ def rotary_table_3d(index: Tensor, grid: Grid, head: int, tiled: bool) -> Table:
 def rotate_3d(x: Tensor, table: Table) -> Tensor:
     """``x [...,L,head]`` with every pair (a, b) turned to (a cos - b sin, b cos + a sin).
 
-    The table holds an angle per dimension, ``[...,L,n]``, with the sine of each pair's first dimension negated; the last
-    dimension of an odd head stays as it is.
+    The table holds an angle per dimension, ``[...,L,n]``, with the sine of each pair's first dimension negated; the
+    last dimension of an odd head stays as it is.
     """
     cos, sin = (t.to(x.dtype) for t in table)
     turning, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
@@ -97,17 +97,26 @@ def sincos_3d(grid: Grid, width: int, uniform: bool = True) -> Tensor:
     time takes one half and row and column a quarter each.
     """
     if not uniform and width % 8:
-        raise ValueError(f"sine-cosine positions want a width that is a multiple of 8, was given {width}")
+        raise InputError(f"sincos positions want a width that is a multiple of 8, not {width}; or give sincos_uniform")
     widths = (2 * -(-width // 6),) * 3 if uniform else (width // 2, width // 4, width // 4)
     return torch.cat([_sincos(axis, part) for axis, part in zip(_axes(grid), widths)], dim=1)[:, :width].float()
+
+
+def _added(form: Form, grid: Grid, width: int) -> Tensor | None:
+    """The embedding ``[t*h*w, width]`` that a form adds to tokens; None where it turns queries and keys instead."""
+    if form == "sincos_2d":
+        if grid[0] != 1:
+            raise InputError(f"sincos_2d positions are for images, not for {grid[0]} steps; give sincos_uniform")
+        return sincos_2d(grid[1:], width)
+    return sincos_3d(grid, width, form == "sincos_uniform") if form.startswith("sincos") else None
 
 
 class GridPositions(nn.Module):
     """Positions of the tokens of a video, for the encoder and the predictor alike.
 
     Args:
-        form: "sincos" and "sincos_uniform" are added to the tokens (V-JEPA); "rotary_tiled" (V-JEPA 2) and
-            "rotary_interleaved" (V-JEPA 2.1) turn queries and keys.
+        form: "sincos" and "sincos_uniform" (V-JEPA) and, for images, "sincos_2d" (I-JEPA) are added to the tokens;
+            "rotary_tiled" (V-JEPA 2) and "rotary_interleaved" (V-JEPA 2.1) turn queries and keys.
         grid: tubelets, rows and columns of the longest video.
         width: of the tokens.
         heads: attention heads.
@@ -117,14 +126,15 @@ class GridPositions(nn.Module):
         super().__init__()
         self.form = check_choice("positions", form, get_args(Form))
         self.grid, self.head = grid, width // heads
-        table = sincos_3d(grid, width, form == "sincos_uniform") if form.startswith("sincos") else None
-        self.register_buffer("table", table, persistent=False)
+        # without gradient, yet part of the weights: what a checkpoint stores is what its model was trained with
+        table = _added(form, grid, width)
+        self.register_buffer("table", None if table is None else table[None])
 
     def add(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         """Tokens ``[B,L,width]`` with the embeddings of ``index [B,L]`` (the first L by default), if they are added."""
         if self.table is None:
             return x
-        return x + (self.table[: x.shape[1]] if index is None else self.table[index])
+        return x + (self.table[:, : x.shape[1]] if index is None else self.table[0, index])
 
     def rotation(self, x: Tensor, index: Tensor | None = None) -> Rotate | None:
         """What turns the queries and keys ``[B,heads,L,head]`` of tokens ``x [B,L,width]`` at ``index [B,L]``.

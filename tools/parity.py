@@ -1,0 +1,149 @@
+"""Our modules against the outputs of published ones: ``python tools/parity.py FILE.safetensors``.
+
+A fixture holds the weights of a published module, inputs, and what the module made of them. Our module is built from
+these weights, fed with these inputs, and its largest difference from any output is printed. Exit code 0 means below
+the limit in float32, 1 above, 2 that the file is none that this tool can rebuild.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from jepa.checkpoints.vjepa import encoder_from_published, predictor_from_published
+from jepa.errors import InputError
+from jepa.models.layers import layer_norm, take
+from jepa.objectives.prediction import Regression
+from jepa.objectives.sigreg import epps_pulley
+from jepa.schema import Prediction
+from probes.attentive import AttentiveClassifier, from_published
+from tools.families import KINDS as WORLDS
+
+LIMIT = 1e-5
+
+Tensors = dict[str, Tensor]
+Config = Mapping[str, Any]
+
+
+def masked(tensors: Tensors, config: Config) -> Tensors:
+    """V-JEPA and V-JEPA 2: encoder, predictor and loss. Videos are [B,C,T,H,W] and standardised."""
+    about, video = config["encoder"], tensors.pop("video").transpose(1, 2)
+    frames = max(about["num_frames"], video.shape[1])
+    added = "sincos_uniform" if about["uniform_power"] else "sincos"
+    positions = "rotary_tiled" if about["use_rope"] else added
+    state = _part(tensors, "encoder.")
+    encoder, _ = encoder_from_published(state, about["num_heads"], video.shape[-1], frames, positions)
+    state, heads = _part(tensors, "predictor."), config["predictor"]["num_heads"]
+    predictor, _ = predictor_from_published(state, heads, encoder.positions.grid, positions)
+    context, target = tensors.pop("context_indices"), tensors.pop("target_indices")
+
+    tokens = encoder.embed(video)
+    made = {"full_tokens": encoder.encode(tokens), "context_tokens": encoder.encode(tokens, context)}
+    h = take(layer_norm(made["full_tokens"]), target)
+    for token in range(sum(name.startswith("prediction_mask") for name in tensors)):
+        made[f"prediction_mask{token}"] = predictor(made["context_tokens"], context, target, token)
+    # the loss is that of the first mask token
+    first = Prediction(z=h, h=h[:, None], action=h, p=made["prediction_mask0"][:, None])
+    return made | {"loss": Regression("l1")(first).view(1)}
+
+
+def attentive(tensors: Tensors, config: Config) -> Tensors:
+    """The attentive probe of V-JEPA (depth 1) and V-JEPA 2 (depth 4)."""
+    about, state = config["config"], from_published(_part(tensors, "classifier."))
+    outputs, dim = state["linear.weight"].shape
+    probe = AttentiveClassifier(dim, about["num_heads"], about["depth"], outputs)
+    probe.load_state_dict(state)
+    return {"logits": probe.eval()(tensors.pop("tokens"))}
+
+
+def sigreg(tensors: Tensors, config: Config) -> Tensors:
+    """The statistic of SIGReg along given directions."""
+    return {"statistic": epps_pulley(tensors.pop("latents"), tensors.pop("directions")).view(1)}
+
+
+# the output that tells a fixture's kind -> how it is made
+KINDS: dict[str, Callable[[Tensors, Config], Tensors]] = {
+    "full_tokens": masked,
+    "logits": attentive,
+    "statistic": sigreg,
+} | WORLDS
+
+
+@torch.no_grad()
+def differences(path: Path) -> dict[str, float]:
+    """The largest absolute difference from each output of a fixture.
+
+    Raises:
+        InputError: the file is missing, damaged, or no fixture of a kind that can be rebuilt.
+    """
+    tensors, config = _read(path)
+    kind = next((kind for output, kind in KINDS.items() if output in tensors), None)
+    if kind is None:
+        raise InputError(f"{path}: no such module is rebuilt here; known by one of the outputs {', '.join(KINDS)}")
+    try:
+        made = kind(tensors, config)
+    except KeyError as error:
+        raise InputError(f"{path} lacks {error}, which {kind.__name__} fixtures have") from error
+    except (ValueError, RuntimeError) as error:  # sizes that contradict each other
+        raise InputError(f"{path} is no {kind.__name__} fixture: {' '.join(str(error).split())[:300]}") from error
+    if tensors.keys() != made.keys():
+        odd = ", ".join(sorted(tensors.keys() ^ made.keys()))
+        raise InputError(f"{path}: a fixture of this kind has outputs {', '.join(made)}; not in both: {odd}")
+    return {name: _largest(made[name], value) for name, value in tensors.items()}
+
+
+def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"no fixture at {path}; give a .safetensors file")
+    try:
+        with safe_open(path, "pt") as file:
+            config = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
+            return {name: file.get_tensor(name) for name in file.keys()}, config
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is no whole safetensors file with JSON metadata ({error}); write it again") from error
+
+
+def _parsed(value: str) -> Any:
+    return json.loads(value) if value.startswith("{") else value
+
+
+def _part(tensors: Tensors, prefix: str) -> Tensors:
+    """Take the tensors of one module out."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
+
+
+def _largest(ours: Tensor, theirs: Tensor) -> float:
+    if ours.shape != theirs.shape:
+        raise InputError(f"an output of shape {tuple(theirs.shape)} is {tuple(ours.shape)} here; the layout is another")
+    return (ours - theirs).abs().max().item()
+
+
+def main(arguments: list[str]) -> int:
+    """Compare, print one line, return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE.safetensors")
+    path = parser.parse_args(arguments).file
+    try:
+        found = differences(path)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    # a difference that is not a number is no smaller than the limit
+    worst = max(found, key=lambda name: (not found[name] < LIMIT, found[name]))
+    passed = found[worst] < LIMIT
+    verdict = "below" if passed else "NOT below"
+    print(f"{path.name}: largest difference {found[worst]:.2e} ({worst}), {verdict} {LIMIT:.0e}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
