@@ -6,19 +6,14 @@ come from shapes; what shapes do not say (heads, grids) from the fixture's ``con
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from jepa.checkpoints.lewm import build as build_lewm
 from jepa.checkpoints.vjepa2_ac import build as build_vjepa2_ac
-from jepa.errors import InputError
 from jepa.models.layers import layer_norm
 from jepa.schema import ActionSpec, ObservationSpec, Specs
 
@@ -29,7 +24,7 @@ Config = Mapping[str, Any]
 def lewm(tensors: Tensors, config: Config) -> Tensors:
     """Encoder, action embedding, predictor and plan rollout. Pixels [B,T,3,H,W] and actions are normalised."""
     about = config["config"]
-    world = build_lewm(_part(tensors, "model."), about["heads"], about["predictor_heads"])
+    world = build_lewm(part(tensors, "model."), about["heads"], about["predictor_heads"])
     plans, action = tensors.pop("plan_candidates"), tensors.pop("actions")
     zero, one = ((value,) * action.shape[-1] for value in (0.0, 1.0))
     world.specs = Specs(ActionSpec(zero, one, zero, one), ObservationSpec(world.encoder.size, world.encoder.size))
@@ -54,7 +49,7 @@ def vjepa2_ac(tensors: Tensors, config: Config) -> Tensors:
     about = config["config"]
     rows, columns = (side // about["patch_size"] for side in _sides(about["img_size"]))
     camera = about["use_extrinsics"]
-    state = _part(tensors, "predictor.")
+    state = part(tensors, "predictor.")
     predictor = build_vjepa2_ac(state, (rows, columns), about["num_heads"], camera, norm=False)
     z, action = tensors.pop("latents").unflatten(1, (-1, rows * columns)), tensors.pop("actions")
     poses = tensors.pop("states")
@@ -78,27 +73,7 @@ def _sides(size: int | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _part(tensors: Tensors, prefix: str) -> Tensors:
+def part(tensors: Tensors, prefix: str) -> Tensors:
     """Take the tensors of one module out."""
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
-
-
-@torch.no_grad()
-def largest_difference(path: Path, kind: Callable[[Tensors, Config], Tensors]) -> float:
-    """The largest absolute difference from any output of a fixture of a kind, in float32; NaN if anything is."""
-    with safe_open(path, "pt") as file:
-        config = {name: json.loads(text) if text[:1] == "{" else text for name, text in (file.metadata() or {}).items()}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    made = kind(tensors, config)
-    if made.keys() != tensors.keys():
-        odd = ", ".join(sorted(made.keys() ^ tensors.keys()))
-        raise InputError(f"{path}: a fixture of {kind.__name__} has outputs {', '.join(made)}; not in both: {odd}")
-    differences = [(made[name] - theirs).abs().flatten() for name, theirs in tensors.items()]
-    return torch.cat(differences).max().item()
-
-
-# name of a family -> the largest difference of a fixture of it
-DIFFERENCES: dict[str, Callable[[Path], float]] = {
-    kind.__name__: partial(largest_difference, kind=kind) for kind in KINDS.values()
-}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,9 @@ from jepa.objectives.sigreg import epps_pulley
 from jepa.schema import Prediction
 from probes.attentive import AttentiveClassifier, from_published
 from tools.families import KINDS as WORLDS
+from tools.families import Config, Tensors, part
 
 LIMIT = 1e-5
-
-Tensors = dict[str, Tensor]
-Config = Mapping[str, Any]
 
 
 def masked(tensors: Tensors, config: Config) -> Tensors:
@@ -39,9 +37,9 @@ def masked(tensors: Tensors, config: Config) -> Tensors:
     frames = max(about["num_frames"], video.shape[1])
     added = "sincos_uniform" if about["uniform_power"] else "sincos"
     positions = "rotary_tiled" if about["use_rope"] else added
-    state = _part(tensors, "encoder.")
+    state = part(tensors, "encoder.")
     encoder, _ = encoder_from_published(state, about["num_heads"], video.shape[-1], frames, positions)
-    state, heads = _part(tensors, "predictor."), config["predictor"]["num_heads"]
+    state, heads = part(tensors, "predictor."), config["predictor"]["num_heads"]
     predictor, _ = predictor_from_published(state, heads, encoder.positions.grid, positions)
     context, target = tensors.pop("context_indices"), tensors.pop("target_indices")
 
@@ -57,7 +55,7 @@ def masked(tensors: Tensors, config: Config) -> Tensors:
 
 def attentive(tensors: Tensors, config: Config) -> Tensors:
     """The attentive probe of V-JEPA (depth 1) and V-JEPA 2 (depth 4)."""
-    about, state = config["config"], from_published(_part(tensors, "classifier."))
+    about, state = config["config"], from_published(part(tensors, "classifier."))
     outputs, dim = state["linear.weight"].shape
     probe = AttentiveClassifier(dim, about["num_heads"], about["depth"], outputs)
     probe.load_state_dict(state)
@@ -113,12 +111,6 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 def _parsed(value: str) -> Any:
     return json.loads(value) if value.startswith("{") else value
-
-
-def _part(tensors: Tensors, prefix: str) -> Tensors:
-    """Take the tensors of one module out."""
-    names = [name for name in tensors if name.startswith(prefix)]
-    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
 def _largest(ours: Tensor, theirs: Tensor) -> float:
