@@ -38,5 +38,5 @@ def check_choice(what: str, given: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     if given not in choices:
         listed = ", ".join(choices)
-        raise InputError(f"{what} was given {given!r}{did_you_mean(given, choices)}; choose one of {listed}")
+        raise InputError(f"{what} was given {given!r}{did_you_mean(given, choices)}; expected one of {listed}, choose one")
     return given

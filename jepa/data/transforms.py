@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+
 def resize(video: Tensor, size: int) -> Tensor:
     """uint8 [...,C,H,W] -> uint8 [...,C,size,size], bilinear with antialiasing; unchanged where it has that size."""
     if video.shape[-2:] == (size, size):

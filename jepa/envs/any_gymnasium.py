@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jepa.envs.adapter import Moment, Traits, Vector, box_bounds, make_env, shrink
-from jepa.errors import check_choice, InputError
+from jepa.errors import InputError, check_choice
 from jepa.schema import Sample
 
 

@@ -21,7 +21,7 @@ from jepa.envs.pool import LocalPool, WorkerPool
 from jepa.envs.pusht import PushT
 from jepa.envs.reacher import Reacher
 from jepa.envs.task import AdapterTask, TwoRoomsTask
-from jepa.errors import check_known, did_you_mean, InputError
+from jepa.errors import InputError, check_known, did_you_mean
 from jepa.schema import EvalSpec, Task
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,6 @@ from jepa.envs.adapter import Moment, Placeable, Traits, Vector, box_bounds, mak
 from jepa.errors import InputError
 from jepa.schema import Sample
 
-
 GL_ADVICE = "run apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libgl1, or set MUJOCO_GL to another backend"
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
 

@@ -13,7 +13,7 @@ from jepa.envs import two_rooms
 from jepa.envs.adapter import Moment, Traits
 from jepa.envs.pool import Pool
 from jepa.envs.two_rooms_env import LAYOUTS
-from jepa.errors import check_choice, InputError
+from jepa.errors import InputError, check_choice
 from jepa.schema import ActionSpec, EvalSpec, ObservationSpec, Outcome, Sample, Specs
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepa.envs import two_rooms
-from jepa.errors import check_choice, check_known, InputError
+from jepa.errors import InputError, check_choice, check_known
 
 LAYOUTS = ("fixed", "random")
 FACTORS = ("start", "goal", "wall", "door")

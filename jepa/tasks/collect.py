@@ -12,7 +12,7 @@ from rich.progress import track
 from jepa.data.hdf5 import Hdf5Writer
 from jepa.envs import make
 from jepa.envs.policies import SCRIPTS
-from jepa.errors import check_known, InputError
+from jepa.errors import InputError, check_known
 from jepa.schema import Policy, Sample, Task
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ def inspect(path: Path) -> str:
     if (path / "meta.json").is_file():
         return _features(path)
     if path.is_dir() and not any(file.suffix.lower() in ENDINGS for file in path.rglob("*")):
-        raise InputError(f"{path} is a folder with neither meta.json (a feature cache, of `jepa embed`) nor video files")
+        raise InputError(f"{path} is a folder with neither meta.json (a feature cache of `jepa embed`) nor video files")
     if path.is_dir() or path.suffix.lower() in ENDINGS:
         return _dataset(path, VideoEpisodes(path))
     if path.suffix == ".ckpt":

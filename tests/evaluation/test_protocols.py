@@ -53,7 +53,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'two_rooms/v1'") as caught:
         find_protocol("two_room/v1")
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="The protocols are"):
+    with pytest.raises(InputError, match="known: two_rooms/v1, "):
         find_protocol("")
 
 

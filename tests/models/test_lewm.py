@@ -64,7 +64,7 @@ def test_the_window_is_rebased():
     made = predictor(window=3)
     z, action = torch.randn(2, 8, 1, 12), torch.randn(2, 8, ACTION)
     p = made(z, action)
-    assert torch.equal(made(z[:, :3], action[:, :3]), p[:, :3])
+    assert (made(z[:, :3], action[:, :3]) - p[:, :3]).abs().max() < 1e-6
     for t in range(2, 8):
         alone = made(z[:, t - 2 : t + 1], action[:, t - 2 : t + 1])
         assert (alone[:, -1] - p[:, t]).abs().max() < 1e-6

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jepa.errors import InputError
-from jepa.objectives import Covariance, InverseDynamics, Objective, Regression, TemporalSimilarity, Variance
+from jepa.objectives import Covariance, InverseDynamics, Regression, TemporalSimilarity, Variance
 from jepa.schema import ActionSpec, ObservationSpec, Prediction, Specs
 
 B, T, N, D, A = 6, 5, 3, 4, 2
@@ -130,9 +130,9 @@ def test_weight_follows_the_ramp():
         lambda: Regression(decay=0.9),
         lambda: Variance(over="frames"),
         lambda: Covariance(per="d"),
-        lambda: Objective(weight=-1.0),
-        lambda: Objective(weight=float("nan")),
-        lambda: Objective(ramp=(0.5, 0.2)),
+        lambda: TemporalSimilarity(weight=-1.0),
+        lambda: TemporalSimilarity(weight=float("nan")),
+        lambda: TemporalSimilarity(ramp=(0.5, 0.2)),
     ],
 )
 def test_wrong_arguments_get_one_line(build):

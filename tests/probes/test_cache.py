@@ -10,7 +10,6 @@ from jepa.errors import InputError
 from probes.cache import FeatureCache
 
 
-
 def test_features_and_targets_belong_to_the_same_frame(cache_path, world, episodes):
     cache = FeatureCache(cache_path)
     rows, ids = cache.frames("test")
