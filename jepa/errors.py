@@ -37,6 +37,6 @@ def check_choice(what: str, given: str, choices: Iterable[str]) -> str:
     """``given`` if it is one of the choices of an option, else an :class:`InputError`."""
     choices = list(choices)
     if given not in choices:
-        listed = ", ".join(choices)
-        raise InputError(f"{what} was given {given!r}{did_you_mean(given, choices)}; expected one of {listed}, choose one")
+        hint = did_you_mean(given, choices)
+        raise InputError(f"{what} was given {given!r}{hint}; expected one of {', '.join(choices)}: choose one")
     return given

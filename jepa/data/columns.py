@@ -101,7 +101,7 @@ def _column(name: str, values: np.ndarray, frames: int, width: int | None, numbe
     if not np.isfinite(kept).all():
         step = int(np.argwhere(~np.isfinite(kept))[0][0])
         raise InputError(f"{name} of episode {number}, step {step} is NaN or infinite; expected finite numbers")
-    padding = np.full((frames - len(kept), *shape), False if kind == bool else np.nan, kind)
+    padding = np.full((frames - len(kept), *shape), False if name == "terminated" else np.nan, kind)
     return np.concatenate([kept, padding])
 
 

@@ -24,7 +24,7 @@ class Wander:
     Args:
         task: the environments; their state is x, y and where wall and door are.
         generator: the source of randomness.
-        turn: the standard deviation of the change of heading per step, in radians, is uniform in this range, per episode.
+        turn: range of the standard deviation, drawn per episode, of the change of heading per step, in radians.
         speed: the length of an action is ``speed`` times the square root of a uniform number, clipped to the box.
         switch: probability per step of choosing anew whether to wander or to head for the other room.
         seek: probability that such a choice is the other room.

@@ -47,7 +47,7 @@ def _write(ring: Tensor, slot: int, new: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         ring[:, :, slot] = new
         return ring
-    return ring.index_copy(2, torch.tensor([slot], device=ring.device), new.unsqueeze(2))
+    return ring.index_copy(2, torch.arange(slot, slot + 1, device=ring.device), new.unsqueeze(2))
 
 
 class Predictor(nn.Module):
