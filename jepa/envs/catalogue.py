@@ -77,7 +77,7 @@ def make(env: str, num: int = 1, workers: int = 0, size: int = 64, **options: An
         return _two_rooms(num, workers, size, preset | options)
     kind = _kind(env_id)
     options = _declared(env_id, kind.adapter, preset | options)
-    build = partial(kind.adapter, env_id=env_id, size=size, **options)
+    build = partial(_build, kind.adapter, env_id, size, options)
     pool = WorkerPool(build, num, workers) if workers else LocalPool(build, range(num))
     return AdapterTask(pool, num, size, EvalSpec(env_id, options, protocol=kind.protocol))
 
@@ -114,10 +114,14 @@ def _kind(env_id: str) -> Kind:
     return Kind(entry_point, MujocoAdapter if is_mujoco(entry_point) else AnyGymnasium, protocol="")
 
 
+def _build(adapter: Callable[..., Adapter], env_id: str, size: int, options: dict[str, Any]) -> Adapter:
+    """One environment, in whichever process: a spawned worker has registered nothing yet."""
+    _register(env_id)
+    return adapter(env_id=env_id, size=size, **options)
+
+
 def _entry_point(env_id: str) -> str:
-    provider = next((name for name, ids in PROVIDERS.items() if env_id.startswith(ids)), None)
-    if provider is not None:
-        _import_provider(env_id, provider)
+    _register(env_id)
     try:
         return str(gymnasium.spec(env_id).entry_point)
     except (gymnasium.error.Error, ImportError) as error:
@@ -126,7 +130,11 @@ def _entry_point(env_id: str) -> str:
         raise InputError(f"unknown environment {env_id!r}{hint}, or a gymnasium id (module:id to import)") from error
 
 
-def _import_provider(env_id: str, provider: str) -> None:
+def _register(env_id: str) -> None:
+    """Import the package that registers an id, where one is known to."""
+    provider = next((name for name, ids in PROVIDERS.items() if env_id.startswith(ids)), None)
+    if provider is None:
+        return
     if importlib.util.find_spec(provider) is None:
         raise InputError(f"{env_id} needs the package {provider}; run pip install 'jepa[robots]'")
     if provider == "gymnasium_robotics":

@@ -129,15 +129,16 @@ def test_fast_render_reaches_the_gl_context(tasks: Callable[[str], Task]) -> Non
     assert (quality.shadowsize, quality.offsamples) == (0, 0)
 
 
-def test_workers_equal_this_process(tasks: Callable[[str], Task]) -> None:
-    here = task_of("reacher", num=3)
-    there = task_of("reacher", num=3, workers=2)  # after this process has a GL context
+@pytest.mark.parametrize("env", ["reacher", "pusht", "point_maze"])
+def test_workers_equal_this_process(tasks: Callable[[str], Task], env: str) -> None:
+    here = task_of(env, num=3)
+    there = task_of(env, num=3, workers=2)  # after this process has a GL context
     for task in (here, there):
         task.reset(seed=4)
     for ours, theirs in zip(walk(here, 4), walk(there, 4)):
         assert torch.equal(ours.sample.video, theirs.sample.video) and torch.equal(ours.reward, theirs.reward)
     with pytest.raises(InputError, match="shape"):
-        there.step(torch.zeros(2, 2))
+        there.step(torch.zeros(2, 2))  # two environments of three
     here.close()
     there.close()
 
