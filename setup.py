@@ -11,7 +11,15 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jepa/__init__.py").read_te
 EXTRAS = {
     # simulators; `make` installs gym-pusht without its dependencies (requirements.txt says why)
     "robots": ["mujoco>=3.3,<3.11", "gymnasium-robotics>=1.4", "gym-pusht>=0.1.8", "pymunk>=6.11,<7"],
-    "test": ["pytest>=8", "pytest-cov>=5", "scikit-video>=1.1.11"],
+    "torchcodec": ["torchcodec>=0.17"],  # needs an FFmpeg with shared libraries on the system
+    "test": [
+        "pytest>=8",
+        "pytest-cov>=5",
+        "scikit-video>=1.1.11",
+        "torchcodec>=0.17",
+        "transformers>=5.20",
+        "mlxtend>=0.23",
+    ],
     "dev": ["ruff>=0.6"],
 }
 
@@ -34,6 +42,8 @@ setup(
         "jsonargparse[signatures]>=4.42",
         "omegaconf>=2.3",
         "decord>=0.6.0; platform_machine == 'x86_64'",
+        "av>=17.1",
+        "pyarrow>=17",
         "faiss-cpu>=1.9",
         "h5py>=3.11",
         "gymnasium>=1.1",

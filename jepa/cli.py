@@ -14,11 +14,13 @@ usage: jepa VERB [-c CONFIG] [--key.path=value ...]
 
   demo      collect, pretrain, probe, plan and report on Two Rooms, in minutes on two CPU cores
   collect   record episodes of any environment into an HDF5 file
-  fit       pretrain a world model          (also: validate, test, predict)
+  fit       pretrain a model                (also: validate, test, predict)
   embed     write the frozen latents of a dataset into a feature cache
   probe     fit a linear, attentive, k-NN or policy probe on a feature cache
   plan      evaluate latent planning under a named protocol
   inspect   say what a dataset, checkpoint or feature cache holds
+            inspect video: index a folder of videos; inspect cost: what a configuration would cost to train
+  export    write a checkpoint's weights under their published names
 
 CONFIG is a path, or a name in configs/ such as pretrain/two_rooms. Flags override the file.
 jepa VERB --help lists the flags of a verb, and jepa VERB -c CONFIG --print_config the whole configuration."""
@@ -31,7 +33,11 @@ FUNCTIONS = {
     "probe": "probes.task:probe",
     "plan": "jepa.tasks.plan:plan",
     "inspect": "jepa.tasks.inspect:inspect",
+    "inspect video": "jepa.tasks.inspect_video:inspect_video",
+    "inspect cost": "jepa.tasks.cost:inspect_cost",
+    "export": "jepa.tasks.export:export",
 }
+OF_A_FIT = ("inspect cost",)  # these read the configuration of a fit
 
 
 def main(args: list[str] | None = None) -> int:
@@ -57,19 +63,23 @@ def main(args: list[str] | None = None) -> int:
 
 def run(verb: str, args: list[str]) -> int:
     """Dispatch one verb; modules are named by strings so that only its own are imported."""
-    verbs = (*TRAINER_VERBS, *FUNCTIONS)
+    verbs = (*TRAINER_VERBS, *(name for name in FUNCTIONS if " " not in name))
     if verb not in verbs:
         raise InputError(f"unknown verb {verb!r}{did_you_mean(verb, verbs)}; the verbs are {', '.join(verbs)}")
     # a second here, spent only when there is work to do
     from jepa.runtime import call, prepare, resolve_configs
 
     prepare()
+    if args and f"{verb} {args[0]}" in FUNCTIONS:
+        verb, args = f"{verb} {args[0]}", args[1:]
     args = resolve_configs(args)
     if verb in TRAINER_VERBS:
         from jepa.tasks.base import run_trainer
 
         run_trainer(verb, args)
         return 0
+    if verb in OF_A_FIT:
+        from jepa.tasks.configuration import call
     module, name = FUNCTIONS[verb].split(":")
     if (result := call(getattr(import_module(module), name), args)) is not None:
         print(result)

@@ -30,6 +30,7 @@ NOISE = (
     ".*does not have many workers.*",  # small datasets are read from memory
     ".*LeafSpec.*",
     ".*irectory .* exists and is not empty.*",  # a resumed run
+    ".*overridden `on_before_batch_transfer`.*",  # masks are drawn there, which the data knows nothing of
     ".*Detected pickle protocol.*",  # a checkpoint that is refused
 )
 PARSER_NOISE = ("Errors:", "Given value", "Expected a <class 'NoneType'>", "Does not validate against any", "Subtypes:")
@@ -113,7 +114,7 @@ def resolve_configs(args: list[str]) -> list[str]:
 def call(function: Callable[..., Any], args: list[str]) -> Any:
     """Parse the command line (and YAML) into the typed arguments of a function, and call it."""
     parser = ArgumentParser(
-        prog=f"jepa {function.__name__}",
+        prog="jepa " + function.__name__.replace("_", " "),
         parser_mode="omegaconf+",
         exit_on_error=False,
         allow_abbrev=False,
@@ -137,6 +138,17 @@ def parse_errors(parser: ArgumentParser) -> Iterator[None]:
     except (ArgumentError, OmegaConfBaseException) as error:
         known = [action.dest for action in parser._actions]
         raise InputError(f"{_one_line(str(error), known)} ({parser.prog} --help)") from error
+    except ValueError as error:
+        if (complaint := _complaint(error)) is None:
+            raise
+        raise complaint
+
+
+def _complaint(error: BaseException | None) -> InputError | None:
+    """What a class said of its arguments when the parser built it, beneath what the parser says of that."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
 
 
 def _one_line(message: str, known: list[str]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from jepa.data.random import bits, unit
 from jepa.errors import InputError
 from jepa.schema import Episodes, Sample, Specs
 
@@ -132,7 +133,8 @@ class Clips(Dataset):
         if self.goal == "last":
             return last
         left = last - start - self.span  # frames behind the window
-        drawn = np.ceil(_uniform(self.seed, np.asarray(numbers)) * left).astype(np.int64)
+        chance = unit(bits(self.seed, np.asarray(numbers))) + 2.0**-53  # in (0, 1]
+        drawn = np.ceil(chance * left).astype(np.int64)
         return start + self.span + drawn
 
 
@@ -189,14 +191,3 @@ def _read(episodes: Episodes, numbers: np.ndarray, frames: np.ndarray, columns: 
 def _room(part: Tensor, size: int) -> Tensor:
     """Room for ``size`` tensors like a dense ``part``, each with its strides: filling it copies memory as it lies."""
     return torch.empty_strided((size, *part.shape), (part.numel(), *part.stride()), dtype=part.dtype)
-
-
-def _uniform(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """Numbers in (0,1], a pure function of seed and number: the splitmix64 generator of Steele et al. (2014)."""
-    start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-    with np.errstate(over="ignore"):
-        bits = start + (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        bits = bits ^ (bits >> np.uint64(31))
-    return ((bits >> np.uint64(11)).astype(np.float64) + 1) / 2.0**53

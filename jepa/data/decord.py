@@ -1,43 +1,102 @@
-"""Frames of one video file, decoded by decord. A file is opened for each read and never held: decord's readers keep
-threads and memory, and do not survive a fork."""
+"""Videos decoded by decord, as most published JEPA loaders do.
+
+decord orders its frames by the stored times, which it has as float32. It seeks at every key frame between two wanted
+frames, which costs more than decoding the frames between where key frames are dense: there the span is read through.
+It cannot decode AV1, and misplaces frames in files with leading pictures (open groups of pictures) or without stored
+times: :mod:`jepa.data.probe` finds these, and the index names another decoder for them.
+"""
 
 from __future__ import annotations
 
+from functools import cache, cached_property
 from pathlib import Path
+from types import ModuleType
 
-import decord
 import numpy as np
 
-from jepa.errors import InputError
+from jepa.data.decoders import check_frames, missing, unreadable
+
+# what decord raises, beside its own DECORDError, which is an Exception and no more
+FAULTS = (RuntimeError, ValueError, OSError, IndexError, AssertionError, StopIteration)
+THROUGH = 8  # a span is read through when it has at most so many times the frames that are wanted
 
 
-def shape(path: Path) -> tuple[int, int, int]:
-    """Number of frames, height and width of a file; InputError where decord cannot read it."""
-    reader = _opened(path)
-    first = _decoded(reader, path, np.zeros(1, np.int64))
-    return len(reader), first.shape[1], first.shape[2]
-
-
-def decode(path: Path, frames: np.ndarray, size: int | None = None) -> np.ndarray:
-    """Frames (int64 [T], any order) as uint8 [T,H,W,3], resized by the decoder to ``size`` x ``size`` where given."""
-    return _decoded(_opened(path, size), path, frames)
-
-
-def _opened(path: Path, size: int | None = None) -> decord.VideoReader:
+@cache
+def library() -> ModuleType:
+    """decord, imported at the first use and silenced: what it says of damaged files, its errors say too."""
     try:
-        return decord.VideoReader(str(path), width=size or -1, height=size or -1, num_threads=1)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be opened as a video ({_reason(error)}); convert or remove it") from error
+        import decord
+    except (ImportError, OSError, RuntimeError) as error:
+        raise missing("decord", "decord", error) from error
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
 
 
-def _decoded(reader: decord.VideoReader, path: Path, frames: np.ndarray) -> np.ndarray:
-    try:
-        return reader.get_batch(frames.tolist()).asnumpy()
-    except (RuntimeError, ValueError, OSError, IndexError) as error:
-        raise InputError(f"{path} cannot be decoded ({_reason(error)}); convert or remove it") from error
+class FileReader:
+    """A :class:`jepa.data.decoders.Reader` of decord, with one decoding thread."""
+
+    codec = ""
+
+    def __init__(self, path: Path) -> None:
+        self.path, decord = path, library()
+        self._faults = (*FAULTS, decord.DECORDError)
+        try:
+            self._reader = decord.VideoReader(str(path), num_threads=1)
+            stored = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0].astype(np.float64)
+            rate = float(self._reader.get_avg_fps())
+        except self._faults as error:
+            raise unreadable(path, "cannot be opened as a video", error) from error
+        self.times = _exact(stored - stored[0], rate)
+
+    @cached_property
+    def _shape(self) -> tuple[int, ...]:
+        """Only a decoded frame says it."""
+        return self.decode(np.zeros(1, np.int64)).shape
+
+    @property
+    def height(self) -> int:
+        return self._shape[1]
+
+    @property
+    def width(self) -> int:
+        return self._shape[2]
+
+    def decode(self, frames: np.ndarray) -> np.ndarray:
+        frames = check_frames(frames, len(self.times), self.path)
+        wanted, place = np.unique(frames, return_inverse=True)
+        try:
+            if self._dense(wanted):
+                return self._through(wanted)[place]
+            decoded = self._reader.get_batch(wanted).asnumpy()
+        except self._faults as error:
+            raise unreadable(self.path, "cannot be decoded", error) from error
+        return decoded if np.array_equal(wanted, frames) else decoded[place]
+
+    def close(self) -> None:
+        self.__dict__.pop("_reader", None)  # decord frees what it holds with the object
+
+    def _dense(self, wanted: np.ndarray) -> bool:
+        """Whether most steps from one wanted frame to the next meet a key frame, and the span is not long."""
+        if len(wanted) < 2 or wanted[-1] - wanted[0] >= THROUGH * len(wanted):
+            return False
+        group = np.searchsorted(np.asarray(self._reader.get_key_indices()), wanted, side="right")
+        return 2 * np.count_nonzero(np.diff(group)) > len(wanted)
+
+    def _through(self, wanted: np.ndarray) -> np.ndarray:
+        """Decode from the first to the last, and keep what is wanted."""
+        self._reader.seek_accurate(int(wanted[0]))
+        kept, numbers = [], set(wanted.tolist())
+        for number in range(wanted[0], wanted[-1] + 1):
+            frame = self._reader.next()
+            if number in numbers:
+                kept.append(frame.asnumpy())
+        return np.stack(kept)
 
 
-def _reason(error: Exception) -> str:
-    """decord's errors are stack traces; the last line before the trace says what happened."""
-    told = str(error).split("Stack trace")[0].split()
-    return " ".join(told)[-160:]
+def _exact(times: np.ndarray, rate: float) -> np.ndarray:
+    """The times in double precision where the rate is constant up to what float32 rounds away."""
+    if rate > 0:
+        even = np.arange(len(times)) / rate
+        if np.allclose(times, even, rtol=1e-6, atol=1e-6):
+            return even
+    return times

@@ -50,7 +50,7 @@ class ResumableLoader(DataLoader):
 
     Args:
         dataset: The windows.
-        order: Their order; its ``skip`` is set here.
+        order: Their order, an :class:`EpochOrder` or what has its ``skip`` and ``set_epoch``: both are set here.
         batch_size: Windows of a batch.
         epoch: Gives the number of the present epoch. Not what Lightning calls ``set_epoch`` with: with ``max_steps``,
             that is one too high after a resume from a checkpoint of an epoch's end (Lightning 2.6).
@@ -58,9 +58,9 @@ class ResumableLoader(DataLoader):
     """
 
     def __init__(
-        self, dataset: Dataset, order: EpochOrder, batch_size: int, epoch: Callable[[], int], **options: Any
+        self, dataset: Dataset, order: DistributedSampler, batch_size: int, epoch: Callable[[], int], **options: Any
     ) -> None:
-        super().__init__(dataset, batch_size=batch_size, sampler=order, collate_fn=collate, **options)
+        super().__init__(dataset, batch_size=batch_size, sampler=order, **{"collate_fn": collate} | options)
         self._present = epoch
         self._epoch = self._batch = 0
         self._resumed: tuple[int, int] | None = None

@@ -7,12 +7,16 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 
-def resize(video: Tensor, size: int) -> Tensor:
-    """uint8 [...,C,H,W] -> uint8 [...,C,size,size], bilinear with antialiasing; unchanged where it has that size."""
-    if video.shape[-2:] == (size, size):
+def resize(video: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """uint8 [...,C,H,W] -> uint8 [...,C,h,w], bilinear with antialiasing; unchanged where it has that size already.
+
+    ``size`` is the height and the width, or one number for both.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if video.shape[-2:] == (height, width):
         return video
     flat = video.flatten(0, -4) if video.ndim > 3 else video
-    return functional.resize(flat, [size, size], antialias=True).view(*video.shape[:-2], size, size)
+    return functional.resize(flat, [height, width], antialias=True).view(*video.shape[:-2], height, width)
 
 
 def random_shift(video: Tensor, pixels: int, generator: torch.Generator | None = None) -> Tensor:

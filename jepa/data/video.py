@@ -8,78 +8,92 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
-from jepa.data import decord
+from jepa.data.crops import Box, cut
+from jepa.data.decoders import ENDINGS, open_video
+from jepa.data.guard import Guard
+from jepa.data.index import VideoIndex
 from jepa.errors import InputError
 from jepa.schema import ActionSpec, ObservationSpec, Sample, Specs
 
-log = logging.getLogger(__name__)
+__all__ = ["ENDINGS", "VideoEpisodes"]
 
-ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+log = logging.getLogger(__name__)
 
 
 class VideoEpisodes:
     """One episode per video file: a :class:`jepa.schema.Episodes` whose actions have width 0 and are not read.
 
-    Files that cannot be read are counted, named in the log and left out.
+    Files that cannot be read are counted, named in the log and left out; so are images, which have no second frame.
+    Labels of the index are the privileged state, the same at every frame.
 
     Args:
-        path: A video file, or a folder that is searched for them, sub-folders included.
-        size: Height and width to which the decoder resizes; as stored if null, which needs files of one size.
+        path: What :class:`jepa.data.index.VideoIndex` opens: a video file, a folder that is searched for them,
+            sub-folders included, an index (.parquet) or a list (.csv).
+        size: Height and width to which frames are resized; as stored if null, which needs files of one size.
+        decoder: decord, pyav or torchcodec.
+        time_limit: Seconds until the reading of a window is given up; null waits for ever.
 
     Raises:
         InputError: nothing at the path, no readable video, or several sizes and no ``size``.
     """
 
-    def __init__(self, path: str | Path, size: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        size: int | None = None,
+        decoder: str = "decord",
+        time_limit: float | None = 60.0,
+    ) -> None:
         self.path, self.size = Path(path), size
-        shapes: dict[Path, tuple[int, int, int]] = {}
-        files = _files(self.path)
-        for file in track(files, description="opening videos", disable=len(files) < 100):
-            try:
-                shapes[file] = decord.shape(file)
-            except InputError as error:
-                log.warning("left out: %s", error)
-        if not shapes:
-            endings = ", ".join(ENDINGS)
-            raise InputError(f"none of {len(files)} video files at {self.path} can be read; expected {endings}")
-        self.skipped = len(files) - len(shapes)
-        if self.skipped:
-            log.warning("%d of %d video files cannot be read and are left out", self.skipped, len(files))
-        self.files, self._length = list(shapes), [shape[0] for shape in shapes.values()]
-        seen = _observed(self.path, {shape[1:] for shape in shapes.values()}, size)
+        self.index = index = VideoIndex.open(path, decoder, time_limit=time_limit)
+        self.rows = index.readable[index.kind[index.readable] == "video"]
+        if not len(self.rows):
+            raise InputError(f"{path} holds images and no video; expected {', '.join(ENDINGS)}")
+        self.skipped = len(index) - len(index.readable)
+        seen = _observed(self.path, index, self.rows, size)
         self.specs = Specs(ActionSpec((), (), (), ()), seen)
+        self._guard = Guard(time_limit)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.rows)
 
     def length(self, episode: int) -> int:
-        return self._length[episode]
+        return int(self.index.frames[self.rows[episode]])
+
+    def where(self, episode: int) -> Path:
+        return self.index.where(self.rows[episode])
 
     def read(self, episode: int, frames: Any, columns: tuple[str, ...] | None = None) -> Sample:
-        """Frames (int64 [T], any order) of a file: video uint8 [T,C,H,W], a permuted view. Nothing else is decoded
-        than what the codec needs for them."""
-        frames, length = np.asarray(frames, dtype=np.int64), self.length(episode)
-        if missing := [name for name in columns or () if name != "video"]:
-            raise InputError(f"{self.files[episode]} has no column {missing[0]!r}; a video has only video")
+        """Frames (int64 [T], any order) of a file: video uint8 [T,C,H,W], a permuted view; state float32 [T,X] where
+        the index has labels. Nothing else is decoded than what the codec needs for them."""
+        row, frames, length = self.rows[episode], np.asarray(frames, dtype=np.int64), self.length(episode)
+        labels = self.specs.observation.state_names
+        known = ("video", "state") if labels else ("video",)
+        if missing := [name for name in columns or () if name not in known]:
+            raise InputError(f"{self.where(episode)} has no column {missing[0]!r}; it has {', '.join(known)}")
         if frames.size and not 0 <= frames.min() <= frames.max() < length:
-            raise IndexError(f"{self.files[episode]} has {length} frames, asked for {frames.tolist()}")
-        pixels = decord.decode(self.files[episode], frames, self.size)
-        return Sample(video=torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            raise IndexError(f"{self.where(episode)} has {length} frames, asked for {frames.tolist()}")
+        sample = Sample()
+        if columns is None or "video" in columns:
+            pixels = self._guard(_decoded, str(self.where(episode)), str(self.index.decoder[row]), frames, self.size)
+            sample.video = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        if labels and (columns is None or "state" in columns):
+            values = [float(self.index.columns[name][row]) for name in labels]
+            sample.state = torch.tensor(values).repeat(len(frames), 1)
+        return sample
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"{path} does not exist; expected a video file or a folder of them")
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS)
+def _decoded(path: str, decoder: str, frames: np.ndarray, size: int | None) -> np.ndarray:
+    """Frames of a file, uint8 [T,H,W,3]."""
+    with open_video(path, decoder) as reader:
+        pixels = reader.decode(frames)
+    return pixels if size is None else cut(pixels, Box(0, 0, *pixels.shape[1:3]), (size, size), False)
 
 
-def _observed(path: Path, found: set[tuple[int, ...]], size: int | None) -> ObservationSpec:
+def _observed(path: Path, index: VideoIndex, rows: np.ndarray, size: int | None) -> ObservationSpec:
+    found = np.unique(np.stack([index.height[rows], index.width[rows]], axis=1), axis=0).tolist()
     if size is None and len(found) > 1:
-        examples = sorted(found)[:2]
-        raise InputError(f"{path} holds videos of {len(found)} sizes, such as {examples}; choose one with size")
-    height, width = (size, size) if size is not None else next(iter(found))
-    return ObservationSpec(height, width)
+        raise InputError(f"{path} holds videos of {len(found)} sizes, such as {found[:2]}; choose one with size")
+    height, width = (size, size) if size is not None else found[0]
+    return ObservationSpec(height, width, state_names=index.labels)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jepa.checkpoints.load import load, read
+from jepa.data.decoders import ENDINGS
 from jepa.data.hdf5 import Hdf5Episodes
-from jepa.data.video import ENDINGS, VideoEpisodes
+from jepa.data.index import VideoIndex
+from jepa.data.listing import scanned
 from jepa.errors import InputError
 from jepa.schema import Episodes, Specs
+from jepa.tasks.features import read_meta
+from jepa.tasks.inspect_video import summary, table
 
 
 def inspect(path: Path) -> str:
-    """Say what a dataset (.h5, or a folder of videos), a checkpoint (.ckpt) or a feature cache (folder) holds.
+    """Say what a dataset (.h5, or videos), a checkpoint (.ckpt) or a feature cache (folder) holds.
 
     Args:
-        path: the file or folder
+        path: the file or folder; of videos also an index (.parquet) or a list (.csv)
     """
     if not path.exists():
         raise InputError(f"nothing at {path}; give a dataset (.h5), a checkpoint (.ckpt) or a feature cache (folder)")
     if (path / "meta.json").is_file():
         return _features(path)
-    if path.is_dir() and not any(file.suffix.lower() in ENDINGS for file in path.rglob("*")):
+    if path.is_dir() and not scanned(path):
         raise InputError(f"{path} is a folder with neither meta.json (a feature cache of `jepa embed`) nor video files")
-    if path.is_dir() or path.suffix.lower() in ENDINGS:
-        return _dataset(path, VideoEpisodes(path))
+    if path.is_dir() or path.suffix.lower() in (*ENDINGS, ".parquet", ".csv"):
+        return summary(path, VideoIndex.open(path))
     if path.suffix == ".ckpt":
         return _checkpoint(path)
     return _dataset(path, Hdf5Episodes(path))
@@ -41,7 +44,7 @@ def _dataset(path: Path, episodes: Episodes) -> str:
         "frames of an episode": f"{min(lengths)} to {max(lengths)}",
         "bytes on disk": f"{sum(file.stat().st_size for file in files):,}",
     }
-    return _table(f"dataset {path}", facts | _specs(episodes.specs))
+    return table(f"dataset {path}", facts | _specs(episodes.specs))
 
 
 def _checkpoint(path: Path) -> str:
@@ -50,14 +53,23 @@ def _checkpoint(path: Path) -> str:
     parts = {name: f"{type(part).__name__}, {counts[name]:,} parameters" for name, part in world.named_children()}
     latent = f"{world.encoder.dim} wide, grid {world.encoder.grid}"
     facts = {"optimiser steps": checkpoint["global_step"], **parts, "latent": latent}
-    return _table(f"checkpoint {path}", facts | _specs(world.specs))
+    return table(f"checkpoint {path}", facts | _specs(world.specs))
 
 
 def _features(path: Path) -> str:
-    about: dict[str, Any] = json.loads((path / "meta.json").read_text())
-    facts = {name: about[name] for name in ("tokens", "width", "dtype", "pool", "transform", "checkpoint", "source")}
-    splits = {f"episodes in {name}": len(numbers) for name, numbers in about["splits"].items()}
-    return _table(f"feature cache {path}", facts | splits | _specs(Specs.from_dict(about["specs"])))
+    about = read_meta(path)
+    grid = " ({} x {})".format(*about["grid"]) if about["grid"] else ""
+    facts = {
+        "row": about["transform"],
+        "latent": f"{about['steps']} x {about['tokens']} tokens{grid}, {about['width']} wide, {about['dtype']}",
+        **{name: about[name] for name in ("pool", "precision", "checkpoint", "source")},
+    }
+    facts |= {f"episodes in {name}": len(numbers) for name, numbers in about["splits"].items()}
+    specs = Specs.from_dict(about["specs"])
+    if "files" not in about:
+        return table(f"feature cache {path}", facts | _specs(specs))
+    labels = ", ".join(specs.observation.state_names) or "none"
+    return table(f"feature cache {path}", facts | {"labels": labels, "files left out": len(about["left_out"])})
 
 
 def _specs(specs: Specs) -> dict[str, Any]:
@@ -77,8 +89,3 @@ def _specs(specs: Specs) -> dict[str, Any]:
 
 def _numbers(values: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
-
-
-def _table(title: str, facts: dict[str, Any]) -> str:
-    width = max(map(len, facts))
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
