@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+
+import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
 from jepa.errors import InputError
 from jepa.masks import Blocks, Masks, MultiBlock, Tubes, fold, uniform
+from jepa.masks.random import choose, order
 
 VIDEO, IMAGE = (8, 16, 16), (1, 16, 16)
 SHORT, LONG = MultiBlock(8, (0.15, 0.15)), MultiBlock(2, (0.7, 0.7))
+HALF = MultiBlock(2, (0.4, 0.4), temporal=(0.5, 0.5))
 PARTIAL = MultiBlock(3, (0.1, 0.4), temporal=(0.2, 0.8))
-CASES = [(SHORT, VIDEO), (LONG, VIDEO), (PARTIAL, VIDEO), (Tubes(0.8), VIDEO), (Blocks(), IMAGE), (Blocks(), VIDEO)]
+CAPPED = MultiBlock(4, (0.1, 0.3), max_keep=300, max_temporal_keep=0.8)
+WHOLE = [(SHORT, VIDEO), (LONG, VIDEO), (PARTIAL, VIDEO), (Tubes(0.8), VIDEO)]  # every token is context or target
+CASES = [*WHOLE, (Blocks(), IMAGE), (Blocks(), VIDEO), (CAPPED, VIDEO)]
 COLLATIONS = ("random_subset", "packed", "legacy")
 
 
@@ -21,11 +29,12 @@ class Given:
 
     min_keep = 0
 
-    def __init__(self, context: torch.Tensor, target: torch.Tensor) -> None:
-        self.context, self.target = context, target
+    def __init__(self, context: np.ndarray, target: np.ndarray) -> None:
+        self.context, self.target, self.targets = context, target, target.shape[1]
 
     def draw(self, chance, grid):
-        return self.context.clone(), self.target.clone()
+        again = np.arange(len(chance.key)) % len(self.context)
+        return self.context[again], self.target[again]
 
 
 def count(mask, grid, axis: int) -> torch.Tensor:
@@ -46,22 +55,41 @@ def rows(places: torch.Tensor, offsets: torch.Tensor | None) -> list[list[int]]:
 
 
 def test_numbers_are_uniform_and_neighbouring_keys_have_nothing_in_common():
-    number = uniform(fold(torch.zeros(20000, dtype=torch.int64), torch.arange(20000)), 2, 2)
+    number = uniform(fold(np.zeros(20000, dtype=np.uint64), np.arange(20000)), 2, 2)
     assert number.shape == (20000, 2, 2) and number.min() >= 0 and number.max() < 1
-    columns = torch.cat([number.flatten(1), number.flatten(1).roll(1, 0)], dim=1)
+    columns = number.reshape(-1, 4)
+    columns = np.concatenate([columns, np.roll(columns, 1, 0)], axis=1)
     assert columns.mean(0).tolist() == pytest.approx([0.5] * 8, abs=0.01)
     assert columns.var(0).tolist() == pytest.approx([1 / 12] * 8, abs=0.002)
-    assert (torch.corrcoef(columns.T) - torch.eye(8)).abs().max() < 0.035
-    assert len(fold(torch.tensor([7]), torch.arange(-5000, 5000)).unique()) == 10000
+    assert np.abs(np.corrcoef(columns.T) - np.eye(8)).max() < 0.035
+
+
+def test_different_numbers_make_different_keys():
+    key = np.array([7], dtype=np.uint64)
+    many = fold(key, np.arange(-5000, 5000))
+    assert len(np.unique(many)) == 10000
+    assert [int(fold(key, number)[0]) for number in range(9)] == many[5000:5009].tolist()
+
+
+def test_orders_are_permutations_and_all_tokens_are_as_likely_to_come_first():
+    ranks = order(fold(np.zeros(20000, dtype=np.uint64), np.arange(20000)), 60)
+    assert all(len(np.unique(row)) == 60 for row in ranks[:200])
+    chosen = choose(np.ones((20000, 60), dtype=bool), 20, ranks)
+    assert (chosen.sum(1) == 20).all()
+    assert np.abs(chosen.mean(0) - 1 / 3).max() < 5 * (2 / 9 / 20000) ** 0.5
+    together = np.corrcoef(chosen.T) + np.eye(60) * -1
+    assert np.abs(together[~np.eye(60, dtype=bool)] + 1 / 59).max() < 0.04  # without replacement
 
 
 def test_a_block_covers_what_the_closed_form_says():
-    """One 5 x 5 block: P(row r) = starts that reach r / starts that fit."""
+    """One 5 x 5 block: P(row r) = starts that reach r / starts that fit; over time, where it goes round, length / T."""
     grid, size, samples = (4, 12, 9), 5, 20000
     (mask,) = Masks([MultiBlock(1, (25.5 / 108,) * 2, (0.5, 0.5), (1.0, 1.0))], "packed")(torch.arange(samples), grid)
     assert (mask.target_offsets.diff() == 2 * size * size).all()
-    expected = torch.ones(grid, dtype=torch.float64)
+    expected = torch.full(grid, 2 / 4, dtype=torch.float64)
     for axis, (length, extent) in enumerate(zip(grid, (2, size, size))):
+        if not axis:
+            continue
         starts = torch.arange(length - extent + 1)[:, None]
         at = torch.arange(length)
         share = ((at >= starts) & (at < starts + extent)).double().mean(0)
@@ -104,7 +132,7 @@ def test_context_and_targets_are_disjoint_and_in_raster_order(generator, grid, c
     assert mask.context.dtype == mask.target.dtype == torch.int64
 
 
-@pytest.mark.parametrize(("generator", "grid"), CASES[:4])
+@pytest.mark.parametrize(("generator", "grid"), WHOLE)
 def test_packed_multi_blocks_and_tubes_waste_no_token(generator, grid):
     (mask,) = Masks([generator], "packed")(torch.arange(24), grid)
     pairs = zip(rows(mask.context, mask.context_offsets), rows(mask.target, mask.target_offsets))
@@ -114,10 +142,10 @@ def test_packed_multi_blocks_and_tubes_waste_no_token(generator, grid):
 
 def test_collations_of_known_rows():
     """Lengths 3, 5, 4 of the context and 2, 3, 4, 2, 2, 5 of two targets each."""
-    context = torch.zeros(3, 12, dtype=torch.bool)
+    context = np.zeros((3, 12), dtype=bool)
     for row, length in enumerate((3, 5, 4)):
         context[row, 1 : 1 + length] = True
-    target = torch.zeros(3, 2, 12, dtype=torch.bool)
+    target = np.zeros((3, 2, 12), dtype=bool)
     for row, length in enumerate((2, 3, 4, 2, 2, 5)):
         target[row // 2, row % 2, 7 : 7 + length] = True
     ids, grid, given = torch.arange(3), (1, 3, 4), [Given(context, target)]
@@ -125,6 +153,7 @@ def test_collations_of_known_rows():
     assert rows(packed.context, packed.context_offsets) == [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 4]]
     assert [len(row) for row in rows(packed.target, packed.target_offsets)] == [2, 3, 4, 2, 2, 5]
     assert legacy.context.tolist() == [[1, 2, 3]] * 3 and legacy.target.tolist() == [[[7, 8]] * 2] * 3
+    assert Masks(given, "packed").lengths(grid) == [(4, 3)] and Masks(given).lengths(grid) == [(3, 2)]
     seen = torch.zeros(12)
     for seed in range(600):
         (mask,) = Masks(given, "random_subset", seed)(ids, grid)
@@ -135,12 +164,68 @@ def test_collations_of_known_rows():
     assert (seen[1:6] / 600).tolist() == pytest.approx([3 / 5] * 5, abs=0.1)
 
 
-@pytest.mark.parametrize(("batch", "number"), [(1, 100), (24, 80), (96, 20)])
+@pytest.mark.parametrize(("batch", "number"), [(1, 800), (24, 80), (96, 20)])
 def test_a_random_subset_has_no_bias_over_time(batch, number):
-    total = torch.zeros(2, 8)
-    for drawn in batches(Masks([SHORT, LONG]), VIDEO, batch, number):
+    total = torch.zeros(4, 8)
+    for drawn in batches(Masks([SHORT, LONG, PARTIAL, HALF]), VIDEO, batch, number):
         total += torch.stack([count(mask, VIDEO, 0) for mask in drawn])
     assert (total.max(1).values / total.min(1).values < 1.1).all()
+
+
+def test_only_legacy_hides_the_middle_of_a_clip_more_often():
+    """Two blocks of half the steps: those that start where they fit cover the first step in 1 of 5 cases."""
+    for collation in COLLATIONS:
+        (mask,) = Masks([HALF], collation)(torch.arange(3000), VIDEO)
+        target = torch.bincount(mask.target.flatten(), minlength=2048).view(VIDEO).sum((1, 2)).double()
+        if collation == "legacy":
+            assert target[3] > 2.5 * target[0]
+        else:
+            assert target.max() / target.min() < 1.1
+
+
+def test_a_random_subset_has_the_same_lengths_in_every_batch():
+    masks = Masks([SHORT, LONG, PARTIAL, CAPPED])
+    lengths = masks.lengths(VIDEO)
+    for batch in (1, 2, 7, 24):
+        drawn = masks(torch.arange(batch) + 1000 * batch, VIDEO)
+        assert [(mask.context.shape[1], mask.target.shape[2]) for mask in drawn] == lengths
+    assert Masks([SHORT, LONG, PARTIAL, CAPPED], seed=9).lengths(list(VIDEO)) == lengths
+    assert Masks([Blocks()]).lengths(IMAGE) != Masks([Blocks()]).lengths((1, 14, 14))
+
+
+def test_a_larger_quantile_keeps_more_tokens_and_draws_again_what_it_says():
+    (drawn,) = Masks([SHORT], "packed")(torch.arange(2000), VIDEO)
+    context, before = drawn.context_offsets.diff(), (0, 0)
+    for quantile in (0.0, 0.05, 0.2):
+        ((k, length),) = Masks([SHORT], quantile=quantile).lengths(VIDEO)
+        assert k > before[0] and length > before[1]
+        for short in (context < k, 2048 - context < length):
+            assert quantile - 0.03 < short.double().mean() < quantile + 0.02
+        before = k, length
+
+
+def test_expected_lengths_are_those_that_are_drawn():
+    for collation, batch, number in (("packed", 400, 1), ("legacy", 1, 400), ("legacy", 24, 40)):
+        masks, found = Masks([SHORT, LONG], collation), torch.zeros(2, 2)
+        for drawn in batches(masks, VIDEO, batch, number):
+            found += torch.tensor([[mask.context.numel(), mask.target.numel()] for mask in drawn]) / (batch * number)
+        expected = masks.lengths(VIDEO, batch)
+        assert found.flatten().tolist() == pytest.approx([tokens for pair in expected for tokens in pair], rel=0.12)
+
+
+def test_caps_of_the_context():
+    """At most 300 tokens of the first 6 steps; what later steps hold is a target."""
+    for collation in COLLATIONS:
+        (mask,) = Masks([CAPPED], collation)(torch.arange(24), VIDEO)
+        for context in rows(mask.context, mask.context_offsets):
+            assert len(context) <= 300 and max(context) < 6 * 256
+    (mask,) = Masks([CAPPED], "packed")(torch.arange(24), VIDEO)
+    for target in rows(mask.target, mask.target_offsets):
+        assert target[-512:] == list(range(6 * 256, 2048))
+    total = sum(count(mask, VIDEO, 0) for (mask,) in batches(Masks([CAPPED]), VIDEO, 24, 40))
+    assert total[:6].max() / total[:6].min() < 1.1 and total[6:].sum() == 0
+    (first,) = Masks([CAPPED], "legacy")(torch.arange(2), VIDEO)
+    assert first.context.max() < 4 * 256, "legacy keeps the first tokens"
 
 
 # Context and target of the short- and of the long-range masks, measured over a few batches of the published collator.
@@ -203,20 +288,28 @@ def test_legacy_has_one_block_size_per_batch():
     assert len(mask.target_offsets.diff().unique()) > 3
 
 
+@pytest.mark.parametrize("collation", ["random_subset", "packed"])
 @pytest.mark.parametrize(("generator", "grid"), CASES)
-def test_a_mask_does_not_depend_on_its_batch(generator, grid):
-    masks = Masks([generator], "packed", seed=5)
-    (many,) = masks(torch.arange(40), grid)
-    context, target = rows(many.context, many.context_offsets), rows(many.target, many.target_offsets)
-    blocks = len(target) // 40
-    (few,) = masks(torch.tensor([31, 4]), grid)
-    assert rows(few.context, few.context_offsets) == [context[31], context[4]]
-    assert rows(few.target, few.target_offsets) == target[31 * blocks :][:blocks] + target[4 * blocks :][:blocks]
-    (subset,) = Masks([generator], "random_subset", seed=5)(torch.tensor([4, 17, 31]), grid)
-    for row, number in zip(subset.context.tolist(), (4, 17, 31)):
-        assert set(row) <= set(context[number])  # the same blocks
-    (alone,) = Masks([generator], "random_subset", seed=5)(torch.tensor([17]), grid)
-    assert set(subset.context[1].tolist()) <= set(alone.context[0].tolist()) == set(context[17])
+def test_a_mask_does_not_depend_on_its_batch(generator, grid, collation):
+    """The mask of a joint batch is that of its parts, in any order: processes and accumulated batches."""
+    masks = Masks([generator], collation, seed=5)
+    (joint,) = masks(torch.arange(40), grid)
+    context, target = rows(joint.context, joint.context_offsets), rows(joint.target, joint.target_offsets)
+    blocks = generator.targets
+    for part in (torch.arange(0, 40, 2), torch.tensor([31, 4]), torch.tensor([17])):
+        (own,) = Masks([generator], collation, seed=5)(part, grid)
+        assert rows(own.context, own.context_offsets) == [context[i] for i in part]
+        expected = [row for i in part.tolist() for row in target[i * blocks : (i + 1) * blocks]]
+        assert rows(own.target, own.target_offsets) == expected
+
+
+def test_a_random_subset_is_one_of_the_packed_blocks():
+    (subset,), (packed,) = (Masks([SHORT], name)(torch.arange(100), VIDEO) for name in ("random_subset", "packed"))
+    whole = rows(packed.context, packed.context_offsets)
+    within = [set(row) <= set(known) for row, known in zip(subset.context.tolist(), whole)]
+    k, length = Masks([SHORT]).lengths(VIDEO)[0]
+    kept = [len(known) >= k and 2048 - len(known) >= length for known in whole]
+    assert within == kept and 80 < sum(kept) < 100, "the others were drawn again"
 
 
 def test_masks_repeat_and_differ_by_seed_id_epoch_and_generator():
@@ -240,6 +333,9 @@ def test_masks_repeat_and_differ_by_seed_id_epoch_and_generator():
     [
         (lambda: Masks([]), "empty list"),
         (lambda: Masks([SHORT], "random"), "did you mean 'random_subset'"),
+        (lambda: Masks([SHORT], quantile=0.5), "quantile was given 0.5"),
+        (lambda: MultiBlock(min_keep=10, max_keep=10), "more than min_keep, which is 10"),
+        (lambda: MultiBlock(max_temporal_keep=0.0), "max_temporal_keep was given 0.0"),
         (lambda: MultiBlock(0), "blocks was given 0"),
         (lambda: MultiBlock(scale=(0.5, 0.2)), "scale was given (0.5, 0.2)"),
         (lambda: MultiBlock(temporal=(0.0, 1.0)), "temporal"),
@@ -269,3 +365,26 @@ def test_masks_are_configured_by_class_path():
     drawn = [mask.to("cpu") for mask in masks(torch.arange(3), VIDEO)]
     assert len(drawn) == 3 and all(mask.packed for mask in drawn)
     assert [len(mask.target_offsets) - 1 for mask in drawn] == [3, 12, 3]
+
+
+def test_masks_survive_pickle_and_copies():
+    masks = Masks([SHORT, Blocks(), Tubes()], seed=-3)
+    before = [mask.context for mask in masks(torch.arange(4), VIDEO)]
+    for twin in (pickle.loads(pickle.dumps(masks)), deepcopy(masks)):
+        assert all(torch.equal(a, b.context) for a, b in zip(before, twin(torch.arange(4), VIDEO)))
+
+
+def test_a_saved_config_makes_the_same_masks(tmp_path):
+    parser = ArgumentParser()
+    parser.add_argument("--masks", type=Masks)
+    flags = ["--masks=jepa.masks.Masks", "--masks.seed=4", "--masks.quantile=0.1"]
+    flags += ["--masks.generators+=jepa.masks.MultiBlock", "--masks.generators.max_keep=200"]
+    config = parser.parse_args(flags)
+    parser.save(config, tmp_path / "masks.yaml")
+    again = ArgumentParser()
+    again.add_argument("--masks", type=Masks)
+    again.add_argument("--config", action="config")
+    read = again.parse_args([f"--config={tmp_path / 'masks.yaml'}"])
+    one, two = parser.instantiate(config).masks, again.instantiate(read).masks
+    assert two.generators[0].max_keep == 200 and two.quantile == 0.1
+    assert torch.equal(one(torch.arange(3), VIDEO)[0].context, two(torch.arange(3), VIDEO)[0].context)

@@ -1,16 +1,19 @@
-"""Where the context of a masked model lies, over time and over rows, for each collation of the masks: one picture.
+"""Where the context of a masked model lies, for each collation of the masks and several batch sizes: one picture.
 
-    python -m tools.mask_density --batch=24
+    python tools/mask_density.py --out runs/mask_density.svg
+
+Prints beside it what the masks keep, and how long they take to draw.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from statistics import median
 
 import torch
 from jsonargparse import auto_cli
@@ -18,20 +21,22 @@ from torch import Tensor
 
 from jepa.errors import InputError
 from jepa.evaluation.report import write_atomically
-from jepa.masks import Blocks, Grid, MaskGenerator, Masks, MultiBlock
-from tools.report import Curve, Panel
-from tools.report.curves import chart
-from tools.report.markup import number, paragraph, percent, table, tag
-from tools.report.style import STYLE
+from jepa.masks import COLLATIONS, Blocks, Grid, MaskGenerator, Masks, MultiBlock
+from tools.density_picture import Cell, Row, picture
 
-Recipes = dict[str, tuple[MaskGenerator, str]]  # by name: what draws, and what it draws in words
-COLLATIONS = ("legacy", "random_subset", "packed")
-VIDEO: Recipes = {
-    "V-JEPA, short range": (MultiBlock(8, (0.15, 0.15)), "8 blocks of 0.15 of a step"),
-    "V-JEPA, long range": (MultiBlock(2, (0.7, 0.7)), "2 blocks of 0.7 of a step"),
-}
-IMAGE: Recipes = {"I-JEPA": (Blocks(), "4 target blocks, context of what they leave")}
-HEAD = ("Masks", "Context", "Target", "Over time, max / min", "Over rows, max / min")
+SHORT, LONG = MultiBlock(8, (0.15, 0.15)), MultiBlock(2, (0.7, 0.7))
+TIMED = 24  # samples of a batch whose drawing is timed, under the two generators of V-JEPA
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A generator, on what grid it is drawn, and over which axis of it (0 steps, 1 rows) the context is counted."""
+
+    name: str
+    note: str
+    generator: MaskGenerator
+    grid: Grid
+    axis: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Density:
     target: float  # share of all tokens in one target mask
 
 
-Found = dict[tuple[str, str], Density]  # by generator and collation
+Found = dict[tuple[str, str, int], Density]  # by recipe, collation and batch size
 
 
 def density(generator: MaskGenerator, collation: str, grid: Grid, batch: int, batches: int, seed: int = 0) -> Density:
@@ -54,8 +59,7 @@ def density(generator: MaskGenerator, collation: str, grid: Grid, batch: int, ba
     for ids in torch.arange(samples).split(batch):
         (mask,) = masks(ids, grid)
         where += torch.bincount(mask.context.flatten(), minlength=tokens)
-        rows = mask.target[..., 0].numel() if mask.target_offsets is None else len(mask.target_offsets) - 1
-        target += mask.target.numel() / rows
+        target += mask.target.numel() / (batch * generator.targets)
     volume, context = where.view(grid), where.sum().item()
     return Density(
         time=volume.sum((1, 2)) * grid[0] / context,
@@ -65,99 +69,91 @@ def density(generator: MaskGenerator, collation: str, grid: Grid, batch: int, ba
     )
 
 
+def milliseconds(collation: str, grid: Grid, repeats: int = 50) -> tuple[float, float]:
+    """Median time of a batch of ``TIMED`` samples under both generators of V-JEPA, in one thread: by the clock and on
+    the processor, which agree unless the machine is busy."""
+    masks, threads, seconds = Masks([SHORT, LONG], collation), torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    masks(torch.arange(TIMED), grid)  # the lengths of random_subset are measured once
+    for number in range(repeats):
+        ids = torch.arange(number * TIMED, (number + 1) * TIMED)
+        clock, processor = time.perf_counter(), time.thread_time()
+        masks(ids, grid)
+        seconds.append((time.perf_counter() - clock, time.thread_time() - processor))
+    torch.set_num_threads(threads)
+    clock, processor = (1000 * median(column) for column in zip(*seconds))
+    return clock, processor
+
+
 def mask_density(
-    out: Path = Path("runs/mask_density.html"),
-    batch: int = 24,
-    batches: int = 100,
+    out: Path = Path("runs/mask_density.svg"),
+    batch_sizes: Sequence[int] = (1, 24, 96),
+    samples: int = 960,
     grid: Grid = (8, 16, 16),
     seed: int = 0,
 ) -> str:
-    """Draw masks and write a page that shows where the context lies.
+    """Draw masks and a picture of where the context lies.
 
     Args:
-        out: the page, HTML without references to anything outside
-        batch: samples that are collated together
-        batches: how many are drawn
+        out: the picture, SVG
+        batch_sizes: samples that are collated together; a column of the picture each
+        samples: how many are drawn for each curve, rounded up to whole batches
         grid: steps, rows and columns of the tokens of a clip; images have its rows and columns
         seed: seed of the masks
     """
-    if batch < 1 or batches < 1:
-        raise InputError(f"batch and batches were given {batch} and {batches}; expected 1 or more")
-    found = {
-        (name, collation): density(generator, collation, size, batch, batches, seed)
-        for recipes, size in ((VIDEO, grid), (IMAGE, (1, *grid[1:])))
-        for name, (generator, _) in recipes.items()
-        for collation in COLLATIONS
-    }
-    document = page(found, f"{batches} batches of {batch}, grid {' x '.join(map(str, grid))}")
-    write_atomically(out, lambda file: file.write(document.encode()))
-    return "\n".join([*(_line(*key, value) for key, value in found.items()), str(out)])
-
-
-def page(found: Found, drawn: str) -> str:
-    """The whole document."""
-    title = "Where the context lies"
-    summary = (
-        "Rows of different lengths must be cut to make a batch. Legacy keeps the first tokens, so the context falls "
-        "into the early steps and the top rows; a random subset keeps the shape that the blocks leave; packed cuts "
-        f"nothing, and mostly hides behind the random subset. Drawn: {drawn}."
-    )
-    time = _section("Over time", "Context of each step, relative to the mean step.", _charts(found, VIDEO, "time"))
-    edges = (
-        "Context of each row, relative to the mean row. Blocks cover the middle more often than the edges, so that "
-        "without any cut the context is denser there."
-    )
-    rows = _section("Over rows", edges, _charts(found, VIDEO | IMAGE, "rows"))
-    lines = [_row(name, collation, value) for (name, collation), value in found.items()]
-    numbers = tag("section", tag("h2", "Numbers"), table("Shares of all tokens, mean over the samples", HEAD, lines))
-    body = tag("header", tag("h1", title), paragraph(summary, "summary")) + tag("main", time, rows, numbers)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark">{tag("title", title)}<style>{STYLE}</style></head>'
-        f"<body>{body}</body></html>\n"
-    )
-
-
-def _section(name: str, read: str, charts: list[str]) -> str:
-    return tag("section", tag("h2", name), paragraph(read, "read"), tag("div", *charts, class_="charts"))
-
-
-def _charts(found: Found, recipes: Recipes, axis: str) -> list[str]:
-    def curve(name: str, collation: str) -> Curve:
-        values = getattr(found[name, collation], axis)
-        return Curve(collation, range(len(values)), values)
-
-    return [
-        chart(
-            Panel(
-                name,
-                [curve(name, collation) for collation in COLLATIONS],
-                note=f"{note}; the numbers are those of the last {'step' if axis == 'time' else 'row'}",
-                reference=1.0,
-                reference_name="uniform",
-            )
+    if samples < 1 or not batch_sizes or min(batch_sizes) < 1:
+        raise InputError(f"samples={samples}, batch_sizes={list(batch_sizes)}: expected 1 or more; raise them")
+    if out.suffix != ".svg":
+        raise InputError(f"out was given {out}; expected a name that ends in .svg")
+    found: Found = {
+        (recipe.name, collation, batch): density(
+            recipe.generator, collation, recipe.grid, batch, math.ceil(samples / batch), seed
         )
-        for name, (_, note) in recipes.items()
+        for recipe in _recipes(grid)
+        for collation in COLLATIONS
+        for batch in batch_sizes
+    }
+    drawn = [_row(recipe, found, batch_sizes) for recipe in _recipes(grid)]
+    heads = [f"batches of {batch}" for batch in batch_sizes]
+    text = picture("Where the context lies, relative to the mean", heads, drawn, COLLATIONS)
+    write_atomically(out, lambda file: file.write(text.encode()))
+    return "\n".join([*(_line(*key, value) for key, value in found.items()), _timed(grid), str(out)])
+
+
+def _recipes(grid: Grid) -> list[Recipe]:
+    image = (1, *grid[1:])
+    return [
+        Recipe("V-JEPA, short range", "hides 8 blocks of 0.15 of a step", SHORT, grid, 0),
+        Recipe("V-JEPA, long range", "hides 2 blocks of 0.7 of a step", LONG, grid, 0),
+        Recipe("I-JEPA", "a block less 4 target blocks", Blocks(), image, 1),
     ]
 
 
-def _row(name: str, collation: str, value: Density) -> Sequence[str]:
-    head = f"{escape(name)} <small>{escape(collation)}</small>"
-    shares = (number(share, percent) for share in (value.context, value.target))
-    return head, *shares, *(number(_spread(part)) for part in (value.time, value.rows))
+def _row(recipe: Recipe, found: Found, batch_sizes: Sequence[int]) -> Row:
+    def cell(batch: int) -> Cell:
+        values = [found[recipe.name, collation, batch] for collation in COLLATIONS]
+        curves = [(value.rows if recipe.axis else value.time).tolist() for value in values]
+        return Cell(curves, list(map(_spread, curves)))
+
+    return Row(recipe.name, recipe.note, "row" if recipe.axis else "step", [cell(batch) for batch in batch_sizes])
 
 
-def _line(name: str, collation: str, value: Density) -> str:
+def _line(name: str, collation: str, batch: int, value: Density) -> str:
     return (
-        f"{name:<20} {collation:<14} context {value.context:.3f}  target {value.target:.3f}  "
-        f"max/min over time {_spread(value.time):.3f}, over rows {_spread(value.rows):.3f}"
+        f"{name:<20} {collation:<14} batch {batch:<3}  context {value.context:.3f}  target {value.target:.3f}  "
+        f"max/min over time {_spread(value.time.tolist())}, over rows {_spread(value.rows.tolist())}"
     )
 
 
-def _spread(values: Tensor) -> float:
+def _timed(grid: Grid) -> str:
+    times = ((collation, *milliseconds(collation, grid)) for collation in COLLATIONS)
+    texts = (f"{name} {clock:.1f} ms ({processor:.1f} on the processor)" for name, clock, processor in times)
+    return f"a batch of {TIMED}, short- and long-range masks, one thread, median: {', '.join(texts)}"
+
+
+def _spread(values: Sequence[float]) -> str:
     """Largest over smallest; infinite where nothing is left."""
-    return (values.max() / values.min()).item()
+    return f"{max(values) / min(values):.2f}" if min(values) > 0 else "\u221e"
 
 
 def main() -> int:
