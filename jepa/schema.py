@@ -43,6 +43,7 @@ class Sample:
     terminated: Tensor | None = None  # bool [B,T-1], true where the environment ended within the step
     goal: Sample | None = None  # the frame to reach: video [B,1,C,H,W], proprio [B,1,P], state [B,1,X]
     index: Tensor | None = None  # int64 [B,2]: episode number, first frame
+    key: Tensor | None = None  # int64 [B]: tells this draw from those of all ranks and epochs; masks are drawn from it
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Sample:
         """A new sample with ``function`` applied to every tensor, goals included."""
@@ -103,6 +104,13 @@ class Prediction:
     action: Tensor  # [B,T-1,A] normalised actions
     p: Tensor | None = None  # [B,T-1,N,D] teacher-forced: p[:, t] forecasts h[:, t+1]
     rollout: Tensor | None = None  # [B,K,N,D] open-loop, fed with its own forecasts: forecasts the last K of h
+    # masked models that also forecast what they see (V-JEPA 2.1)
+    context: Tensor | None = None  # [B,M,K,D] forecasts at the K visible tokens, as each of the M masks asks
+    context_h: Tensor | None = None  # [B,M,K,D] the target's latents there
+    distance: Tensor | None = None  # float32 [B,M,K] to the nearest hidden token: Euclidean, in tokens
+    # packed masks: all rows end to end, B and M are 1; these, of mean 1, make rows of any length count alike
+    weight: Tensor | None = None  # float32 [1,1,sum of the L]
+    context_weight: Tensor | None = None  # float32 [1,1,sum of the K]
 
     def detach(self) -> Prediction:
         """The same numbers without the graph: what callbacks may keep."""

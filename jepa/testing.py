@@ -158,7 +158,8 @@ def check_encoder(encoder: nn.Module, channels: int = 3, batch: int = 2, steps: 
     """
     encoder.eval()
     draw = torch.Generator().manual_seed(0)
-    shape = (batch, steps, channels, encoder.size, encoder.size)
+    side = encoder.size
+    shape = (batch, steps, channels, *((side, side) if isinstance(side, int) else side))
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
     kept = video.clone()
     wanted = (batch, steps, encoder.grid[0] * encoder.grid[1], encoder.dim)

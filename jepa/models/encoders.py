@@ -26,9 +26,12 @@ class Encoder(nn.Module):
     grid: tuple[int, int]  # rows and columns of tokens in a frame; (1, 1) when pooled
     frozen: bool = False
 
-    def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...], norm: bool) -> None:
+    def __init__(
+        self, size: int | tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], norm: bool
+    ) -> None:
         super().__init__()
         self.size = size
+        self.frame: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)  # height and width
         self.norm = norm
         # one multiplication and one addition per pixel instead of three
         scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
@@ -47,18 +50,35 @@ class Encoder(nn.Module):
         # batch norm statistics and dropout of frozen weights must not move
         return super().train(mode and not self.frozen)
 
+    @property
+    def width(self) -> int:
+        """Of :meth:`latents`: levels*D."""
+        return self.dim
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether frames of this height and width can be encoded."""
+        return (height, width) == self.frame
+
     def standardise(self, video: Tensor) -> Tensor:
-        """uint8 [B,T,C,size,size] to floats of the same shape, with the statistics that the weights expect."""
-        if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-2:] != (self.size, self.size):
+        """uint8 [B,T,C,H,W] to floats of the same shape, with the statistics that the weights expect."""
+        self._check(video)
+        return torch.addcmul(self.shift, video.to(self.scale.dtype), self.scale)
+
+    def _check(self, video: Tensor) -> None:
+        if video.dtype != torch.uint8 or video.ndim != 5 or not self.fits(*video.shape[-2:]):
+            height, width = self.frame
             raise InputError(
                 f"the encoder was given {video.dtype} video of shape {tuple(video.shape)}, but expects uint8 "
-                f"[B,T,C,{self.size},{self.size}]; set data.size or the encoder's size so that both agree"
+                f"[B,T,C,{height},{width}]; set data.size or the encoder's size so that both agree"
             )
-        return torch.addcmul(self.shift, video.to(self.scale.dtype), self.scale)
 
     def forward(self, video: Tensor) -> Tensor:
         z = self.features(self.standardise(video).flatten(0, 1))
         return (layer_norm(z) if self.norm else z).unflatten(0, video.shape[:2])
+
+    def latents(self, video: Tensor) -> Tensor:
+        """What a target is made of: [B,T,N,levels*D] where an encoder has several levels, else what forward gives."""
+        return self(video)
 
 
 class ConvNet(Encoder):

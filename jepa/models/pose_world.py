@@ -22,9 +22,9 @@ class StillViT(VideoViT):
     positions of V-JEPA 2's weights are "rotary_tiled", and V-JEPA 2-AC reads its latents with ``norm``.
     """
 
-    def forward(self, video: Tensor) -> Tensor:
+    def latents(self, video: Tensor) -> Tensor:
         still = video.flatten(0, 1).unsqueeze(1).expand(-1, self.tubelet, -1, -1, -1)
-        return super().forward(still).view(*video.shape[:2], -1, self.dim)
+        return super().latents(still).view(*video.shape[:2], -1, self.width)
 
 
 class PoseWorld(WorldModel):

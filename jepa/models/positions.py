@@ -5,7 +5,6 @@ Grids are ``(t, h, w)``; a token's index is its place in raster order, ``(t * ro
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +15,8 @@ from jepa.models.layers import Rotate
 
 Grid = tuple[int, int, int]
 Table = tuple[Tensor, Tensor]  # cosines and sines
-Form = Literal["sincos_2d", "sincos", "sincos_uniform", "rotary_tiled", "rotary_interleaved"]
+Form = Literal["sincos_2d", "sincos", "sincos_uniform", "rotary_tiled", "rotary_interleaved", "rotary_interpolated"]
+TRAINED_SIDE = 16  # rows and columns of tokens that interpolated positions are laid over: 256 pixels in patches of 16
 
 
 def rotary_table(time: Tensor, head: int, base: float = 10000.0) -> Table:
@@ -36,25 +36,39 @@ def rotate(x: Tensor, table: Table) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
-def rotary_table_3d(index: Tensor, grid: Grid, head: int, tiled: bool) -> Table:
-    """Cosines and signed sines ``[..., n]`` of the rotary positions of V-JEPA 2 for token indices ``[...]``.
+def rotary_grid(
+    grid: Grid, head: int, form: str = "rotary_interleaved", device: torch.device | str | None = None
+) -> Table:
+    """Cosines and signed sines ``[t*h*w, n]`` of the rotary positions of V-JEPA 2 for every token of a grid.
 
     Time, row and column turn ``2 * floor(floor(head/3) / 2)`` dimensions each, in this order; what is left of an even
-    head is padded with the identity, so that n = head. Interleaved, both dimensions of the adjacent pair i turn by
-    position * 10000^(-2i/d), as in V-JEPA 2.1. Tiled, dimension j turns by frequency j mod d/2, whatever its pair: no
-    rotation, but what the released weights of V-JEPA 2 were trained with. Always float32, as :func:`rotary_table`.
+    head is padded with the identity, so that n = head, and of an odd one n = head - 1. Interleaved, both dimensions of
+    the adjacent pair i turn by position * 10000^(-2i/d), as in V-JEPA 2.1. Tiled, dimension j turns by frequency
+    j mod d/2, whatever its pair: no rotation, but what the released weights of V-JEPA 2 were trained with.
+    Interpolated, as interleaved, with rows and columns laid over those of :data:`TRAINED_SIDE` tokens (V-JEPA 2.1).
+    Always float32, as :func:`rotary_table`.
     """
     width = 2 * (head // 3 // 2)
-    axes = (index // (grid[1] * grid[2]), index // grid[2] % grid[1], index % grid[2])
-    cos, sin = [], []
-    for axis in axes:
-        for part, table in zip((cos, sin), rotary_table(axis.flatten(), width)):
-            part.append(table.repeat(1, 2) if tiled else table.repeat_interleave(2, dim=1))
     rest = (head - head % 2) - 3 * width
-    cos.append(cos[0].new_ones(index.numel(), rest))
-    sin.append(sin[0].new_zeros(index.numel(), rest))
-    sign = sin[0].new_tensor([-1.0, 1.0]).repeat((3 * width + rest) // 2)
-    return torch.cat(cos, 1).unflatten(0, index.shape), (torch.cat(sin, 1) * sign).unflatten(0, index.shape)
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for axis, side in enumerate(grid):
+        place = torch.arange(side, device=device, dtype=torch.float32)
+        if form == "rotary_interpolated" and axis and side > 1:
+            place = place * ((TRAINED_SIDE - 1) / (side - 1))
+        shape = [side if other == axis else 1 for other in range(3)]
+        for part, table in zip(parts, rotary_table(place, width)):
+            table = table.repeat(1, 2) if form == "rotary_tiled" else table.repeat_interleave(2, dim=1)
+            part.append(table.view(*shape, width).expand(*grid, width))
+    parts[0].append(torch.ones(*grid, rest, device=device))
+    parts[1].append(torch.zeros(*grid, rest, device=device))
+    cos, sin = (torch.cat(part, dim=-1).flatten(0, 2) for part in parts)
+    return cos, torch.stack((-sin[:, 0::2], sin[:, 1::2]), dim=-1).flatten(1)
+
+
+def rotary_table_3d(index: Tensor, grid: Grid, head: int, tiled: bool) -> Table:
+    """Cosines and signed sines ``[..., n]`` of :func:`rotary_grid` at token numbers ``[...]``."""
+    cos, sin = rotary_grid(grid, head, "rotary_tiled" if tiled else "rotary_interleaved", index.device)
+    return cos[index], sin[index]
 
 
 def rotate_3d(x: Tensor, table: Table) -> Tensor:
@@ -68,6 +82,30 @@ def rotate_3d(x: Tensor, table: Table) -> Tensor:
     swapped = turning.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     turned = torch.addcmul(turning * cos, swapped, sin)
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+class Rotation:
+    """Turns queries and keys ``[...,B,heads,L,head]`` by a table ``[B,1,L,n]`` of :func:`rotary_grid`.
+
+    Made once per forward pass and shared by all layers, so that the angles, which are float32, are rounded once where
+    the layers compute in less. Where pairs turn as one, and in float32, they are multiplied as complex numbers: one
+    pass over the memory instead of three.
+    """
+
+    def __init__(self, table: Table, pairs: bool, head: int) -> None:
+        self.table = table
+        self.complex: Tensor | None = None
+        # compilers fuse the three passes, and know no complex numbers
+        if pairs and head % 2 == 0 and not torch.compiler.is_compiling():
+            self.complex = torch.complex(table[0][..., 0::2].contiguous(), table[1][..., 1::2].contiguous())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.complex is not None and x.dtype == torch.float32:
+            turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * self.complex
+            return torch.view_as_real(turned).flatten(-2)
+        if self.table[0].dtype != x.dtype:
+            self.table = tuple(t.to(x.dtype) for t in self.table)
+        return rotate_3d(x, self.table)
 
 
 def _sincos(position: Tensor, width: int) -> Tensor:
@@ -114,9 +152,13 @@ def _added(form: Form, grid: Grid, width: int) -> Tensor | None:
 class GridPositions(nn.Module):
     """Positions of the tokens of a video, for the encoder and the predictor alike.
 
+    Clips may be of any grid where positions are rotary; where they are added, a clip may be shorter than the longest,
+    whose first steps it has.
+
     Args:
         form: "sincos" and "sincos_uniform" (V-JEPA) and, for images, "sincos_2d" (I-JEPA) are added to the tokens;
-            "rotary_tiled" (V-JEPA 2) and "rotary_interleaved" (V-JEPA 2.1) turn queries and keys.
+            "rotary_tiled" (V-JEPA 2), "rotary_interleaved" and "rotary_interpolated" (V-JEPA 2.1) turn queries and
+            keys, the last by places that are relative to the height and width of the clip.
         grid: tubelets, rows and columns of the longest video.
         width: of the tokens.
         heads: attention heads.
@@ -130,22 +172,28 @@ class GridPositions(nn.Module):
         table = _added(form, grid, width)
         self.register_buffer("table", None if table is None else table[None])
 
+    @property
+    def rotary(self) -> bool:
+        return self.table is None
+
     def add(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         """Tokens ``[B,L,width]`` with the embeddings of ``index [B,L]`` (the first L by default), if they are added."""
         if self.table is None:
             return x
         return x + (self.table[:, : x.shape[1]] if index is None else self.table[0, index])
 
-    def rotation(self, x: Tensor, index: Tensor | None = None) -> Rotate | None:
-        """What turns the queries and keys ``[B,heads,L,head]`` of tokens ``x [B,L,width]`` at ``index [B,L]``.
+    def rotation(self, x: Tensor, index: Tensor | None = None, grid: Grid | None = None) -> Rotate | None:
+        """What turns the queries and keys ``[...,B,heads,L,head]`` of tokens ``x [B,L,width]`` at ``index [B,L]``.
 
-        One table, in float32, for all layers and heads; None where positions are added.
+        One table, in float32, for all layers and heads; None where positions are added. ``grid`` is that of the clip,
+        by default that of the longest video; without an index, x are its first L tokens.
         """
         if self.table is not None:
             return None
         # the angles of each position once, however many rows keep it
-        length = x.shape[1] if index is None else math.prod(self.grid)
-        everything = torch.arange(length, device=x.device)
-        cos, sin = rotary_table_3d(everything, self.grid, self.head, self.form == "rotary_tiled")
-        table = (cos, sin) if index is None else (cos[index].unsqueeze(1), sin[index].unsqueeze(1))
-        return lambda queries: rotate_3d(queries, table)
+        cos, sin = rotary_grid(self.grid if grid is None else grid, self.head, self.form, x.device)
+        where = slice(0, x.shape[1]) if index is None else index
+        table = (cos[where], sin[where])
+        if index is not None:
+            table = (table[0].unsqueeze(1), table[1].unsqueeze(1))  # the same for all heads
+        return Rotation(table, self.form != "rotary_tiled", self.head)

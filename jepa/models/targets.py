@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from jepa.errors import InputError
 from jepa.models.encoders import Encoder
 from jepa.models.layers import layer_norm
 
@@ -15,6 +19,7 @@ class Target(nn.Module):
     """``forward(encoder, video [B,T,C,H,W], latent [B,T,N,D]) -> h [B,T,N,D]``.
 
     ``latent`` is what the context encoder made of the same video; a target that does not need it encodes the video.
+    Encoders of several levels make latents, and so targets, of [B,T,N,levels*D]; each level is normalised by itself.
     """
 
     needs_latent: bool = True  # where it does not, a model that encodes only what is visible need not make it
@@ -26,6 +31,14 @@ class Target(nn.Module):
     def bind(self, encoder: nn.Module) -> None:
         """Meet the encoder, once, before training."""
 
+    def reader(self, encoder: Encoder) -> Encoder:
+        """What the finished model is read through: of the encoder and its teacher, the one that learned best."""
+        return encoder
+
+    def source(self, encoder: Encoder) -> Encoder:
+        """The encoder whose latents are the target."""
+        return encoder
+
     def update(self, encoder: nn.Module, progress: float) -> None:
         """Follow the encoder after an optimiser step; ``progress`` runs from 0 to 1 over the training."""
 
@@ -34,35 +47,48 @@ class Target(nn.Module):
 
     def forward(self, encoder: nn.Module, video: Tensor, latent: Tensor | None) -> Tensor:
         h = self.latents(encoder, video, latent)
-        return layer_norm(h) if self.norm else h
+        if not self.norm:
+            return h
+        levels = h.unflatten(-1, (-1, self.source(encoder).dim))
+        return layer_norm(levels).flatten(-2)
 
 
 class EMA(Target):
     """An exponential moving average of the encoder (Grill et al. 2020; the teacher of I-JEPA and V-JEPA).
 
     After optimiser step i of n, counted from 0: teacher = m_i * teacher + (1 - m_i) * encoder, with
-    m_i = start + (end - start) * i / n.
+    m_i = start + (end - start) * i / (horizon * n).
 
     Args:
         start: momentum at the first step.
-        end: momentum that the last steps approach.
+        end: momentum that the steps at the end of the horizon approach.
         norm: layer norm without parameters on the targets.
+        horizon: length of the schedule over that of the training, 1 or more; V-JEPA's 1.25 stops before ``end``.
     """
 
     needs_latent = False
 
-    def __init__(self, start: float = 0.99, end: float = 0.999, norm: bool = True) -> None:
+    def __init__(self, start: float = 0.99, end: float = 0.999, norm: bool = True, horizon: float = 1.0) -> None:
         super().__init__(norm)
-        self.start, self.end = start, end
+        if not 1 <= horizon < math.inf:
+            raise InputError(f"EMA(horizon={horizon}): expected 1 or more; give e.g. 1.25, as published for V-JEPA")
+        self.start, self.end, self.horizon = start, end, horizon
         self.teacher: nn.Module | None = None
 
     def bind(self, encoder: nn.Module) -> None:
         self.teacher = deepcopy(encoder).requires_grad_(False)
 
+    def reader(self, encoder: Encoder) -> Encoder:
+        return self.source(encoder)
+
+    def source(self, encoder: Encoder) -> Encoder:
+        assert self.teacher is not None, "EMA.bind was not called"
+        return self.teacher
+
     @torch.no_grad()
     def update(self, encoder: nn.Module, progress: float) -> None:
         assert self.teacher is not None, "EMA.bind was not called"
-        momentum = self.start + (self.end - self.start) * progress
+        momentum = self.start + (self.end - self.start) * progress / self.horizon
         teacher, student = list(self.teacher.parameters()), list(encoder.parameters())
         torch._foreach_lerp_(teacher, student, 1 - momentum)
         for mine, theirs in zip(self.teacher.buffers(), encoder.buffers()):  # batch norm statistics
@@ -70,8 +96,7 @@ class EMA(Target):
 
     @torch.no_grad()
     def latents(self, encoder: nn.Module, video: Tensor, latent: Tensor | None) -> Tensor:
-        assert self.teacher is not None, "EMA.bind was not called"
-        return self.teacher(video)
+        return self.source(encoder).latents(video)
 
 
 class Frozen(Target):
@@ -91,6 +116,41 @@ class Frozen(Target):
         return latent.detach()
 
 
+class Teacher(Target):
+    """Another encoder, which was trained before and does not learn (SALT; distillation). It may be of another width.
+
+    Args:
+        encoder: as it was trained; its tokens must be those of the encoder that learns.
+        weights: a checkpoint of ``jepa fit``, whose target's encoder is taken (the context encoder, where it has no
+            target of its own), or a state dict of the encoder (.safetensors). Nothing in it can run code. None leaves
+            the weights that the encoder has.
+        norm: layer norm without parameters on the targets.
+    """
+
+    needs_latent = False
+
+    def __init__(self, encoder: Encoder, weights: str | None = None, norm: bool = True) -> None:
+        super().__init__(norm)
+        if weights is not None:
+            _fill(encoder, Path(weights))
+        encoder.freeze()
+        self.encoder = encoder
+
+    def bind(self, encoder: Encoder) -> None:
+        if self.encoder.grid != encoder.grid or not self.encoder.fits(*encoder.frame):
+            raise InputError(
+                f"the teacher makes {self.encoder.grid} tokens of {self.encoder.frame} pixels, the encoder "
+                f"{encoder.grid} of {encoder.frame}; give a teacher of the same size and patch"
+            )
+
+    def source(self, encoder: Encoder) -> Encoder:
+        return self.encoder
+
+    @torch.no_grad()
+    def latents(self, encoder: nn.Module, video: Tensor, latent: Tensor | None) -> Tensor:
+        return self.encoder.latents(video)
+
+
 class Online(Target):
     """The encoder itself, which learns from both sides (LeWM, PLDM): needs a regulariser that forbids collapse.
 
@@ -105,3 +165,25 @@ class Online(Target):
 
     def latents(self, encoder: nn.Module, video: Tensor, latent: Tensor) -> Tensor:
         return latent.detach() if self.stop_gradient else latent
+
+
+def _fill(encoder: Encoder, path: Path) -> None:
+    """Load the weights of an encoder, strictly."""
+    if not path.is_file():
+        raise InputError(f"no weights of a teacher at {path}; give a checkpoint of jepa fit or a .safetensors file")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # damaged bytes can make the readers raise anything
+        raise InputError(
+            f"{path} is damaged or holds more than tensors and plain values ({error.__class__.__name__}); give a "
+            "checkpoint of jepa fit or a .safetensors file"
+        ) from error
+    state = state.get("state_dict", state)
+    for prefix in ("world.target.teacher.", "world.encoder."):
+        if part := {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}:
+            state = part
+            break
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the teacher: {' '.join(str(error).split())[:300]}") from error

@@ -1,4 +1,4 @@
-"""The video transformer of V-JEPA and V-JEPA 2: tokens are tubelets, and it can look at some of them only."""
+"""The video transformer of the V-JEPA family: tokens are tubelets, and it can look at some of them only."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jepa.errors import InputError
 from jepa.models.encoders import Encoder
-from jepa.models.layers import Block, initialise, layer_norm, take
-from jepa.models.positions import Form, GridPositions
+from jepa.models.layers import Block, initialise, layer_norm, run, take
+from jepa.models.packing import Packing
+from jepa.models.positions import Form, Grid, GridPositions
+
+SMALL = 1e-6  # standard deviation of fresh modality embeddings
 
 
 def initialise_deep(module: nn.Module, blocks: nn.ModuleList) -> None:
@@ -20,34 +24,42 @@ def initialise_deep(module: nn.Module, blocks: nn.ModuleList) -> None:
     with torch.no_grad():
         for number, block in enumerate(blocks, start=1):
             block.attn.proj.weight.div_(math.sqrt(2 * number))
-            block.mlp[-1].weight.div_(math.sqrt(2 * number))
+            block.mlp.last.weight.div_(math.sqrt(2 * number))
 
 
 class VideoViT(Encoder):
     """Vision transformer over tubelets (Bardes et al. 2024, V-JEPA; Assran et al. 2025, V-JEPA 2), no class token.
 
-    ``forward`` maps uint8 video [B,T,C,size,size], T a multiple of the tubelet up to ``frames``, to latents
+    ``forward`` maps uint8 video [B,T,C,H,W], T a multiple of the tubelet up to ``frames``, to latents
     [B,T/tubelet,N,D]. ``visible`` makes only some of these tokens, from only these pixels: it is what a context
-    encoder sees. Tokens are numbered in raster order (tubelet, row, column).
+    encoder does. With rotary positions, H and W may be any multiples of the patch.
+
+    With ``levels`` (V-JEPA 2.1), what is trained is the concatenation of several blocks' outputs, each under a layer
+    norm of its own: ``latents`` and ``visible`` give [...,levels*D], ``forward`` the last level alone.
 
     Args:
-        size: height and width of a frame in pixels.
+        size: height and width of a frame in pixels, one number where they are equal.
         frames: of the longest video.
-        tubelet: frames of a token.
+        tubelet: frames that a token spans.
         patch: height and width of a token in pixels.
-        dim: D, the width of the transformer and of its latents.
+        dim: D, the width of the latent and of the transformer.
         depth: number of blocks.
         heads: attention heads.
         mlp_ratio: hidden width of the feed-forward layers over ``dim``.
         positions: "sincos_uniform" (V-JEPA as released), "sincos" and, for images, "sincos_2d" (I-JEPA) are added to
-            the tokens; "rotary_tiled" (V-JEPA 2 as released) and "rotary_interleaved" (V-JEPA 2.1, and the right
-            one for new runs) turn queries and keys.
+            the tokens; "rotary_tiled" (V-JEPA 2 as released), "rotary_interleaved" (the right one for new runs) and
+            "rotary_interpolated" (V-JEPA 2.1) turn queries and keys.
         norm: end with a layer norm without parameters; masked pretraining leaves that to the target.
+        swiglu: gated feed-forward layers of two thirds of the hidden width.
+        recompute: keep no activations within blocks, but compute them again in the backward pass: less memory.
+        levels: numbers of the blocks, from 0 and up to the last, whose outputs are trained; the last alone by default.
+        images: clips of one frame are images, whose patches have an embedding of their own, and learned vectors that
+            are added to all tokens tell images and videos apart (V-JEPA 2.1).
     """
 
     def __init__(
         self,
-        size: int = 224,
+        size: int | tuple[int, int] = 224,
         frames: int = 16,
         tubelet: int = 2,
         patch: int = 16,
@@ -57,51 +69,134 @@ class VideoViT(Encoder):
         mlp_ratio: float = 4.0,
         positions: Form = "rotary_interleaved",
         norm: bool = False,
+        swiglu: bool = False,
+        recompute: bool = False,
+        levels: tuple[int, ...] | None = None,
+        images: bool = False,
     ) -> None:
         super().__init__(size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), norm)
-        if size % patch or frames % tubelet:
+        height, width = self.frame
+        if height % patch or width % patch or frames % tubelet:
             raise InputError(
-                f"VideoViT was given {frames} frames of {size} pixels and tubelets of {tubelet} frames of {patch} "
-                "pixels; frames and size must be multiples of them"
+                f"VideoViT was given {frames} frames of {height}x{width} pixels and tubelets of {tubelet} frames of "
+                f"{patch} pixels; frames and size must be multiples of them"
             )
         if dim % heads:
             raise InputError(f"VideoViT was given dim={dim} and heads={heads}; dim must be a multiple of heads")
+        if levels is not None and (list(levels) != sorted({*levels, depth - 1}) or levels[0] < 0):
+            raise InputError(
+                f"VideoViT was given levels={levels} of {depth} blocks; give rising numbers of blocks, counted from 0, "
+                f"that end with the last, {depth - 1}"
+            )
         self.frames, self.tubelet, self.patch, self.dim = frames, tubelet, patch, dim
-        self.grid = (size // patch, size // patch)
+        self.recompute, self.images = recompute, images
+        self.levels = None if levels is None else tuple(levels)
+        self.grid = (height // patch, width // patch)
         self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch, patch), (tubelet, patch, patch))
         self.positions = GridPositions(positions, (frames // tubelet, *self.grid), dim, heads)
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(dim, eps=1e-6)
-        nn.init.trunc_normal_(self.patch_embed.weight, std=0.02)
-        nn.init.zeros_(self.patch_embed.bias)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, swiglu) for _ in range(depth))
+        if levels is None:
+            self.final_norm = nn.LayerNorm(dim, eps=1e-6)
+        else:
+            self.level_norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in levels)
+        if images:
+            self.image_patch_embed = nn.Conv3d(3, dim, (1, patch, patch), (1, patch, patch))
+            self.video_embedding = nn.Parameter(SMALL * torch.randn(1, 1, dim))
+            self.image_embedding = nn.Parameter(SMALL * torch.randn(1, 1, dim))
+        for embed in (self.patch_embed, self.image_patch_embed) if images else (self.patch_embed,):
+            nn.init.trunc_normal_(embed.weight, std=0.02)
+            nn.init.zeros_(embed.bias)
         initialise_deep(self, self.blocks)
 
-    def forward(self, video: Tensor) -> Tensor:
-        z = self.encode(self.embed(self.standardise(video)))
-        return z.unflatten(1, (-1, self.grid[0] * self.grid[1]))
+    @property
+    def width(self) -> int:
+        return self.dim * (1 if self.levels is None else len(self.levels))
 
-    def visible(self, video: Tensor, keep: Tensor) -> Tensor:
-        """uint8 video [B,T,C,H,W] and token numbers [B,K] to latents [B,K,D] of tokens that see only each other."""
-        return self.encode(self.embed(self.standardise(video)), keep)
+    def fits(self, height: int, width: int) -> bool:
+        if self.positions.rotary:
+            return height >= self.patch <= width and height % self.patch == width % self.patch == 0
+        return super().fits(height, width)
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Standardised floats [B,T,C,H,W] to one token per tubelet, [B,L,D], without positions."""
-        frames = pixels.shape[1]
+    def is_image(self, frames: int) -> bool:
+        """Whether a clip of so many frames goes through the embedding of images."""
+        return self.images and frames == 1
+
+    def clip_grid(self, video: Tensor) -> Grid:
+        """Tubelets, rows and columns of a clip [B,T,C,H,W]."""
+        frames, (height, width) = video.shape[1], video.shape[-2:]
+        if self.is_image(frames):
+            return 1, height // self.patch, width // self.patch
         if frames % self.tubelet or not 0 < frames <= self.frames:
             raise InputError(
                 f"the encoder was given {frames} frames, but expects a multiple of {self.tubelet} up to {self.frames}; "
                 "set the frames of the data or of the encoder so that both agree"
             )
-        return self.patch_embed(pixels.transpose(1, 2)).flatten(2).transpose(1, 2)
+        return frames // self.tubelet, height // self.patch, width // self.patch
 
-    def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """What :meth:`embed` made, [B,L,D], to latents [B,L,D]; or of tokens ``keep [R,K]`` alone, [R,K,D].
+    def forward(self, video: Tensor) -> Tensor:
+        return self.latents(video)[..., -self.dim :]
 
-        R is a multiple of B: row r keeps tokens of video r mod B, so that several masks go in one pass.
+    def latents(self, video: Tensor) -> Tensor:
+        """uint8 video [B,T,C,H,W] -> all levels of all tokens, [B,T/tubelet,N,levels*D]."""
+        self._check(video)
+        grid = self.clip_grid(video)
+        x = self._embed(self._standardise(self._patches(video, grid)), self.is_image(video.shape[1]))
+        return self.encode(x, grid=grid).unflatten(1, (grid[0], -1))
+
+    def visible(self, video: Tensor, keep: Tensor, packing: Packing | None = None) -> Tensor:
+        """uint8 video [B,T,C,H,W] and token numbers [R,K] to latents [R,K,levels*D] of tokens that see only each other.
+
+        R is a multiple of B: row r keeps tokens of video r mod B, so that several masks go in one pass. Packed rows of
+        different lengths lie end to end in [1,sum of the K], as ``packing`` says. Other pixels are not read.
         """
-        x = self.positions.add(tokens if keep is None else take(tokens, keep), keep)
-        rotate = self.positions.rotation(x, keep)
-        for block in self.blocks:
-            x = block(x, rotate)
-        x = self.final_norm(x)
-        return layer_norm(x) if self.norm else x
+        self._check(video)
+        grid = self.clip_grid(video)
+        patches = take(self._patches(video, grid).flatten(2), keep, None if packing is None else packing.row)
+        x = self._embed(self._standardise(patches.unflatten(2, (3, -1))), self.is_image(video.shape[1]))
+        return self._transform(x, keep, grid, packing)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Standardised floats [B,T,C,H,W] to one token per tubelet, [B,L,D], without positions."""
+        return self._embed(self._patches(pixels, self.clip_grid(pixels)), self.is_image(pixels.shape[1]))
+
+    def encode(self, tokens: Tensor, keep: Tensor | None = None, grid: Grid | None = None) -> Tensor:
+        """What :meth:`embed` made, [B,L,D], to latents [B,L,levels*D]; or of tokens ``keep [R,K]``, [R,K,levels*D].
+
+        ``grid`` is :meth:`clip_grid` of the clip, by default that of the longest.
+        """
+        return self._transform(tokens if keep is None else take(tokens, keep), keep, grid)
+
+    def _patches(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """[B,T,C,H,W] -> [B,L,C,frames*rows*columns of a token], as the weights of a convolution lie."""
+        split = pixels.unflatten(4, (grid[2], -1)).unflatten(3, (grid[1], -1)).unflatten(1, (grid[0], -1))
+        return split.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(5).flatten(1, 3)
+
+    def _standardise(self, patches: Tensor) -> Tensor:
+        return torch.addcmul(self.shift[:, 0], patches.to(self.scale.dtype), self.scale[:, 0])
+
+    def _embed(self, patches: Tensor, image: bool) -> Tensor:
+        """Standardised [B,L,C,n] -> [B,L,D]."""
+        if not self.images:
+            return self._project(patches, self.patch_embed)
+        parts = (self.patch_embed, self.video_embedding), (self.image_patch_embed, self.image_embedding)
+        (embed, vector), (other, _) = reversed(parts) if image else parts
+        x = self._project(patches, embed) + vector
+        # a gradient of zero rather than none: processes that see images agree with those that see videos
+        return x + 0 * sum(value.sum() for value in (*other.parameters(), self.video_embedding, self.image_embedding))
+
+    @staticmethod
+    def _project(patches: Tensor, embed: nn.Conv3d) -> Tensor:
+        # a convolution whose stride is its kernel is a matrix product, here of the wanted tokens alone
+        return F.linear(patches.flatten(2), embed.weight.flatten(1), embed.bias)
+
+    def _transform(
+        self, x: Tensor, index: Tensor | None, grid: Grid | None, packing: Packing | None = None
+    ) -> Tensor:
+        """Tokens [R,K,D] at ``index [R,K]`` to latents [R,K,levels*D]."""
+        x = self.positions.add(x, index)
+        rotate = self.positions.rotation(x, index, grid)
+        found = run(self.blocks, x, rotate, packing, self.recompute, self.levels)
+        norms = (self.final_norm,) if self.levels is None else self.level_norms
+        found = [norm(level) for norm, level in zip(norms, found)]
+        found = [layer_norm(level) for level in found] if self.norm else found
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)

@@ -46,10 +46,11 @@ class WorldModel(nn.Module):
 
     def bind(self, specs: Specs) -> None:
         """Learn the action space and its statistics, once, before training or before weights are loaded."""
-        if specs.observation.height != self.encoder.size or specs.observation.width != self.encoder.size:
+        if (specs.observation.height, specs.observation.width) != self.encoder.frame:
+            height, width = self.encoder.frame
             raise InputError(
                 f"the data has frames of {specs.observation.height}x{specs.observation.width} pixels, but the encoder "
-                f"expects {self.encoder.size}x{self.encoder.size}; set the size of the data or of the encoder"
+                f"expects {height}x{width}; set the size of the data or of the encoder"
             )
         self.specs = specs
         self._bind_predictor()

@@ -19,7 +19,7 @@ def _elementwise(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tens
 
 
 # [B,K,N,D] and [B,K,N,D] -> [B,K,N]
-_NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l2": _elementwise(F.mse_loss),
     "l1": _elementwise(F.l1_loss),
     "smooth_l1": _elementwise(F.smooth_l1_loss),
@@ -35,6 +35,7 @@ class Regression(Objective):
 
     ``forced`` compares the teacher-forced p [B,T-1,N,D] with h[:, 1:]; ``rollout`` compares the open-loop rollout
     [B,K,N,D] with the last K steps of h. Whether gradients reach h is the target's decision, not this objective's.
+    Where the prediction has weights [B,T-1,N] of the forced forecasts, these are a weighted mean.
 
     Args:
         norm: "l2" (mean squared error), "l1" (V-JEPA), "smooth_l1" (beta 1, I-JEPA) or "cosine" (one minus it).
@@ -53,7 +54,7 @@ class Regression(Objective):
         ramp: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(weight, ramp)
-        self.norm = check_choice("Regression.norm", norm, _NORMS)
+        self.norm = check_choice("Regression.norm", norm, NORMS)
         self.source = check_choice("Regression.source", source, ("forced", "rollout"))
         if decay <= 0 or (source == "forced" and decay != 1):
             raise InputError(f"Regression(decay={decay}): expected a factor above 0, and 1 unless source is rollout")
@@ -68,7 +69,10 @@ class Regression(Objective):
             )
         h = prediction.h[:, -p.shape[1] :]
         assert p.shape == h.shape, f"forecast {tuple(p.shape)} against target {tuple(h.shape)}"
-        per_step = _NORMS[self.norm](p.float(), h.float()).mean(dim=(0, 2))
+        distance = NORMS[self.norm](p.float(), h.float())
+        if self.source == "forced" and prediction.weight is not None:
+            distance = distance * prediction.weight
+        per_step = distance.mean(dim=(0, 2))
         factor = self.decay ** torch.arange(len(per_step), device=per_step.device, dtype=per_step.dtype)
         return (per_step * factor).sum() / factor.sum()
 

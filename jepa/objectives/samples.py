@@ -10,19 +10,26 @@ from torch import Tensor
 
 from jepa.errors import InputError
 
-Over = Literal["batch", "step", "time"]
-OVER = ("batch", "step", "time")
+Over = Literal["batch", "step", "time", "clip"]
+OVER = ("batch", "step", "time", "clip")
 
 
 def grouped(z: Tensor, over: Over) -> Tensor:
     """Latents [B,T,N,D] as G groups of n samples, [G,n,D], in float32 at least.
 
     ``batch``: one group of all B*T*N vectors. ``step``: a group of B*N vectors for each of the T steps. ``time``: a
-    group of T vectors for each of the B*N tokens, that is, one trajectory.
+    group of T vectors for each of the B*N tokens, that is, one trajectory. ``clip``: one group of B vectors, the mean
+    of all tokens of each clip.
+
+    Masked models give the latents of the visible tokens, [B,1,K,D]: ``batch`` and ``step`` are the same there, and
+    since each token has a place of its own, latents that tell nothing but their place already have a spread. ``clip``
+    asks that clips differ. The whole video, [B,T,N,D], is as in world models.
     """
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     if over == "batch":
         return z.flatten(0, 2).unsqueeze(0)
+    if over == "clip":
+        return z.mean((1, 2)).unsqueeze(0)
     return z.transpose(0, 1).flatten(1, 2) if over == "step" else z.transpose(1, 2).flatten(0, 1)
 
 

@@ -73,12 +73,15 @@ class SIGReg(Objective):
 
     Always in float32. Every training step draws fresh directions from (seed, step), the same on all processes; the
     step is part of the state dict, so a resumed run continues the sequence. In evaluation the directions are those
-    of step 0, so that values compare. Tokens of one step count as samples beside the batch.
+    of step 0, so that values compare. Tokens of one step count as samples beside the batch, and the statistic grows
+    with their number where the latents are not Gaussian: B*K samples on the [B,1,K,D] of a masked model, whose tokens
+    differ by their places even where clips do not; ``over="clip"`` tests the B means over a clip's tokens.
 
     Args:
         directions: number of random unit directions per step (1024 in LeWM and LeJEPA).
         knots: points of the trapezoid rule on [0, 3].
-        over: what counts as one distribution: "step" the B*N vectors of each time step (LeWM), "batch" all B*T*N.
+        over: what counts as one distribution: "step" the B*N vectors of each time step (LeWM), "batch" all B*T*N,
+            "clip" the B means over a clip's tokens.
         seed: of the directions.
         weight: factor of this term in the loss.
         ramp: fractions of the training between which the factor grows from zero to ``weight``.
@@ -88,7 +91,7 @@ class SIGReg(Objective):
         self,
         directions: int = 1024,
         knots: int = 17,
-        over: Literal["step", "batch"] = "step",
+        over: Literal["step", "batch", "clip"] = "step",
         seed: int = 0,
         weight: float = 1.0,
         ramp: tuple[float, float] | None = None,
@@ -98,7 +101,7 @@ class SIGReg(Objective):
             raise InputError(f"SIGReg(directions={directions}, knots={knots}): expected at least 1 and 2; raise them")
         self.directions = directions
         self.knots = knots
-        self.over = check_choice("SIGReg.over", over, ("step", "batch"))
+        self.over = check_choice("SIGReg.over", over, ("step", "batch", "clip"))
         self.seed = seed
         self.step = 0
 

@@ -24,10 +24,12 @@ class Variance(Objective):
     ``over="batch"`` measures the spread over all B*T*N vectors (EB-JEPA), ``"step"`` over the B*N vectors of each
     time step (PLDM's std), ``"time"`` over the T steps of each token of each trajectory (PLDM's std_t). Where every
     trajectory has its own background, the first two can be satisfied by the background alone; ``"time"`` cannot.
+    ``"clip"`` measures the spread of the B means over a clip's tokens: masked models, whose tokens each have a place of
+    their own, can satisfy the first two by the places alone, and have a single step.
 
     Args:
         margin: standard deviation from which a dimension costs nothing.
-        over: what the spread is measured over: "batch", "step" or "time".
+        over: what the spread is measured over: "batch", "step", "time" or "clip".
         weight: factor of this term in the loss.
         ramp: fractions of the training between which the factor grows from zero to ``weight``.
     """
@@ -60,7 +62,7 @@ class Covariance(Objective):
     Args:
         per: "dim" divides the sum by D (VICReg), "pair" by D * (D - 1) (PLDM, EB-JEPA).
         over: what counts as a sample: "batch" all B*T*N vectors, "step" the B*N vectors of each time step, averaged
-            over the steps.
+            over the steps, "clip" the B means over a clip's tokens (see :class:`Variance`).
         weight: factor of this term in the loss.
         ramp: fractions of the training between which the factor grows from zero to ``weight``.
     """
@@ -68,13 +70,13 @@ class Covariance(Objective):
     def __init__(
         self,
         per: Literal["dim", "pair"] = "dim",
-        over: Literal["batch", "step"] = "batch",
+        over: Literal["batch", "step", "clip"] = "batch",
         weight: float = 1.0,
         ramp: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(weight, ramp)
         self.per = check_choice("Covariance.per", per, ("dim", "pair"))
-        self.over = check_choice("Covariance.over", over, ("batch", "step"))
+        self.over = check_choice("Covariance.over", over, ("batch", "step", "clip"))
 
     def forward(self, prediction: Prediction) -> Tensor:
         with torch.autocast(prediction.z.device.type, enabled=False):  # a half-precision product loses the digits

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa.errors import InputError
-from jepa.models.layers import Attention
+from jepa.models.layers import Attention, SwiGLU
 from jepa.models.positions import Form
 from jepa.models.video import VideoViT
 
@@ -116,12 +116,91 @@ def test_deep_blocks_begin_small():
     assert torch.allclose(first, torch.tensor(0.02), rtol=0.05) and torch.allclose(first, second, rtol=0.05)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_frames_may_be_rectangular(form):
+    """Tokens lie in raster order: the first columns of a wide frame are those of a narrow one."""
+    torch.manual_seed(0)
+    model = VideoViT((16, 40), FRAMES, 2, 8, 48, 2, 2, positions=form).eval()
+    video = torch.randint(0, 256, (2, FRAMES, 3, 16, 40), dtype=torch.uint8)
+    z = model(video)
+    assert model.grid == (2, 5) and z.shape == (2, 3, 10, 48)
+    keep = torch.tensor([[4, 9, 13], [0, 29, 6]])
+    hidden = torch.ones(2, 30, dtype=torch.bool).scatter_(1, keep, False).view(2, 3, 1, 1, 2, 5)
+    hidden = hidden.repeat_interleave(2, 1).repeat_interleave(8, 4).repeat_interleave(8, 5).view(2, FRAMES, 1, 16, 40)
+    assert torch.equal(model.visible(torch.where(hidden, 255 - video, video), keep), model.visible(video, keep))
+    with pytest.raises(InputError, match=r"\[B,T,C,16,40\]" if form.startswith("sincos") else "expects uint8"):
+        model(video[..., :20])
+
+
+@pytest.mark.parametrize("form", ["rotary_tiled", "rotary_interleaved"])
+def test_rotary_positions_take_clips_of_another_resolution(form):
+    """Two models of one set of weights and two sizes are one; a token of a larger clip knows its own row."""
+    large = torch.randint(0, 256, (1, 4, 3, 40, 32), dtype=torch.uint8)
+    small, big = encoder(form), VideoViT((40, 32), FRAMES, 2, 8, 48, 2, 2, positions=form).eval()
+    big.load_state_dict(small.state_dict())
+    assert torch.allclose(small(large), big(large), atol=1e-6) and small(large).shape == (1, 2, 20, 48)
+    keep = torch.tensor([[3, 17, 21]])
+    assert torch.allclose(small.visible(large, keep), big.visible(large, keep), atol=1e-6)
+    assert small.clip_grid(large) == (2, 5, 4)
+
+
+def test_added_positions_do_not():
+    with pytest.raises(InputError, match=r"\[B,T,C,24,24\]"):
+        encoder("sincos")(torch.zeros(1, 4, 3, 40, 40, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(("hidden", "expected"), [(4096, 2736), (96, 64), (13, 8), (24, 16)])
+def test_swiglu_is_gated_and_two_thirds_as_wide(hidden, expected):
+    part, x = SwiGLU(12, hidden), torch.randn(2, 3, 12)
+    assert part.fc1.weight.shape == part.fc2.weight.shape == (expected, 12)
+    gate, value = (torch.einsum("bld,hd->blh", x, layer.weight) + layer.bias for layer in (part.fc1, part.fc2))
+    y = torch.einsum("blh,dh->bld", gate * gate.sigmoid() * value, part.fc3.weight) + part.fc3.bias
+    assert torch.allclose(part(x), y, atol=1e-5)
+
+
+def test_swiglu_blocks_begin_small_too():
+    torch.manual_seed(0)
+    model = VideoViT(SIZE, FRAMES, 2, 8, 48, 2, 2, swiglu=True)
+    first, second = (block.mlp.fc3.weight.std() * (2 * n) ** 0.5 for n, block in enumerate(model.blocks, 1))
+    assert torch.allclose(first, torch.tensor(0.02), rtol=0.1) and torch.allclose(first, second, rtol=0.1)
+    assert model.blocks[1].mlp.fc2.weight.std() > 0.018
+    assert model(clip()).shape == (2, 3, 9, 48)
+
+
+@pytest.mark.parametrize("form", ["rotary_interleaved", "sincos"])
+def test_recomputing_gives_the_same_gradients_and_keeps_less(form):
+    plain, frugal = (VideoViT(SIZE, FRAMES, 2, 8, 48, 3, 2, positions=form, recompute=flag) for flag in (False, True))
+    frugal.load_state_dict(plain.state_dict())
+    gradients, kept = [], []
+    for model in (plain, frugal):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            loss = model(clip()).square().sum()
+        loss.backward()
+        gradients.append([value.grad for value in model.parameters()])
+        kept.append(sum(sizes))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*gradients))
+    assert kept[1] < kept[0] / 3
+    with torch.no_grad():
+        assert torch.equal(plain(clip()), frugal(clip()))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("form", ["rotary_interleaved", "sincos"])
+def test_it_compiles_without_graph_breaks(form, recompute):
+    model, keep = VideoViT(SIZE, FRAMES, 2, 8, 48, 2, 2, positions=form, recompute=recompute), choice()
+    compiled = torch.compile(model.visible, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(clip(), keep), model.visible(clip(), keep), atol=1e-5)
+    whole = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.allclose(whole(clip()), model(clip()), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("video", "message"),
     [
         (clip(frames=5), "multiple of 2 up to 6"),
         (clip(frames=8), "multiple of 2 up to 6"),
-        (clip()[..., :16], "expects uint8"),
+        (clip()[..., :20], "expects uint8"),
         (clip().float(), "expects uint8"),
     ],
 )
@@ -131,7 +210,11 @@ def test_a_video_that_does_not_fit_is_refused(video, message):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"size": 20}, {"frames": 5}, {"heads": 5}, {"positions": "rotary"}, {"positions": "sincos_2d"}]
+    "arguments",
+    [
+        *({"size": 20}, {"size": (16, 20)}, {"frames": 5}, {"heads": 5}, {"positions": "rotary"}),
+        *({"positions": "sincos_2d"}, {"levels": ()}, {"levels": (1,)}, {"levels": (0, 0)}, {"levels": (-1, 0)}),
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(arguments):
     with pytest.raises(InputError):
