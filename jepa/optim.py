@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_choice
 
 Schedule = Callable[[int, int], float]
 
@@ -43,19 +43,17 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class WarmupCosine:
-    """Linear from ``start`` to ``peak`` over the fraction ``warmup`` of the steps, then half a cosine to ``final``."""
+class Warmup:
+    """Linear from ``start`` to where ``after`` starts over the first ``steps``, then ``after`` over the others."""
 
-    peak: float
-    warmup: float = 0.0
-    start: float = 0.0
-    final: float = 0.0
+    start: float
+    after: Linear | Cosine
+    steps: int
 
     def __call__(self, step: int, total: int) -> float:
-        warm = int(self.warmup * total)
-        if step < warm:
-            return Linear(self.start, self.peak)(step, warm)
-        return Cosine(self.peak, self.final)(step - warm, max(total - warm, 1))
+        if step < self.steps:
+            return Linear(self.start, self.after.start)(step, self.steps)
+        return self.after(step - self.steps, max(total - self.steps, 1))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -93,18 +91,24 @@ class ScheduledGroups(LRScheduler):
 
 
 class Optimizer:
-    """AdamW with linear warm-up, cosine learning rate and cosine weight decay, all per optimiser step.
+    """AdamW with a linear warm-up, a schedule of the learning rate after it, and one of the weight decay, per step.
 
-    Gradients are clipped by the trainer (``trainer.gradient_clip_val``).
+    Gradients are clipped by the trainer (``trainer.gradient_clip_val``). With a ``horizon`` h the schedules are those
+    of a training h times as long, of which the last part is not run: V-JEPA's 1.25 stops after four fifths, at a
+    rate well above ``final``. The warm-up is not stretched.
 
     Args:
         lr: peak learning rate.
         weight_decay: decoupled weight decay at the start; biases and one-dimensional parameters have none.
-        final_weight_decay: weight decay at the end of training; None keeps ``weight_decay``.
+        final_weight_decay: weight decay at the end of the horizon; None keeps ``weight_decay``.
         betas: decay rates of AdamW's two moments.
+        eps: added to the root of AdamW's second moment.
         warmup: fraction of the training over which the learning rate rises.
+        warmup_steps: optimiser steps over which it rises, in place of the fraction.
         start: learning rate at the beginning of the warm-up, as a fraction of ``lr``.
-        final: learning rate at the end of training, as a fraction of ``lr``.
+        shape: of the learning rate after the warm-up: half a "cosine" or a "linear" decay to ``final``, or "constant".
+        final: learning rate at the end of the horizon, as a fraction of ``lr``.
+        horizon: length of the schedules over the length of the training, 1 or more.
     """
 
     def __init__(
@@ -113,19 +117,36 @@ class Optimizer:
         weight_decay: float = 0.01,
         final_weight_decay: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
         warmup: float = 0.05,
+        warmup_steps: int | None = None,
         start: float = 0.0,
+        shape: Literal["cosine", "constant", "linear"] = "cosine",
         final: float = 0.0,
+        horizon: float = 1.0,
     ) -> None:
-        if not (lr > 0 and 0 <= warmup <= 1 and weight_decay >= 0):
+        if not (lr > 0 and eps > 0 and 0 <= warmup <= 1 and weight_decay >= 0):
             raise InputError(
-                f"Optimizer(lr={lr}, warmup={warmup}, weight_decay={weight_decay}): expected a positive rate, "
-                "a fraction and a decay of zero or more; change the one that is not"
+                f"Optimizer(lr={lr}, eps={eps}, warmup={warmup}, weight_decay={weight_decay}): expected a positive "
+                "rate and eps, a fraction and a decay of zero or more; change the one that is not"
             )
-        self.weight_decay = weight_decay
-        self.betas = tuple(betas)
-        self.rate = WarmupCosine(peak=lr, warmup=warmup, start=start * lr, final=final * lr)
+        if not 1 <= horizon < math.inf or (warmup_steps is not None and warmup_steps < 0):
+            raise InputError(
+                f"Optimizer(horizon={horizon}, warmup_steps={warmup_steps}): expected 1 or more, and steps of zero or "
+                "more; change the one that is not"
+            )
+        falls = check_choice("Optimizer.shape", shape, ("cosine", "constant", "linear")) != "constant"
+        if final and not falls:
+            raise InputError(f"Optimizer(shape='constant', final={final}): expected no final rate; drop it")
+        self.lr, self.betas, self.eps = lr, tuple(betas), eps
+        self.warmup, self.warmup_steps, self.start, self.horizon = warmup, warmup_steps, start, horizon
+        self.after = {"cosine": Cosine, "linear": Linear}[shape](lr, final * lr) if falls else Linear(lr, lr)
         self.decay = Cosine(weight_decay, weight_decay if final_weight_decay is None else final_weight_decay)
+
+    def rate(self, total_steps: int) -> Warmup:
+        """The learning rate of a training of ``total_steps``, to be called with its horizon as the total."""
+        warm = int(self.warmup * total_steps + 1e-6) if self.warmup_steps is None else self.warmup_steps
+        return Warmup(self.start * self.lr, self.after, warm)
 
     def build(self, module: nn.Module, total_steps: float) -> dict[str, Any]:
         """What ``LightningModule.configure_optimizers`` returns, for the trainable parameters of ``module``.
@@ -139,9 +160,10 @@ class Optimizer:
                 f"the schedules were given a training of {total_steps} steps; expected a finite number: "
                 "set trainer.max_steps or trainer.max_epochs"
             )
-        groups = parameter_groups(module, self.weight_decay)
+        groups = parameter_groups(module, self.decay.start)
         if not groups:
             raise InputError(f"{type(module).__name__} has no trainable parameter; unfreeze one or do not fit it")
-        optimizer = torch.optim.AdamW(groups, lr=self.rate.peak, betas=self.betas)
-        scheduler = ScheduledGroups(optimizer, self.rate, self.decay, int(total_steps))
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        horizon = int(self.horizon * total_steps)
+        scheduler = ScheduledGroups(optimizer, self.rate(int(total_steps)), self.decay, horizon)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

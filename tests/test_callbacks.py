@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ class TinyWorld(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
-def fit(module: LightningModule, callbacks: list, data: list[Sample], folder, **options) -> Trainer:
+def fit(module: LightningModule, callbacks: list, data: list, folder, **options) -> Trainer:
     trainer = Trainer(
         accelerator="cpu",
         default_root_dir=folder,
@@ -65,7 +66,7 @@ def fit(module: LightningModule, callbacks: list, data: list[Sample], folder, **
         callbacks=callbacks,
         **{"max_epochs": 1, **options},
     )
-    trainer.fit(module, DataLoader(data, batch_size=None))
+    trainer.fit(module, DataLoader(data, batch_size=None, collate_fn=lambda batch: batch))
     return trainer
 
 
@@ -84,7 +85,7 @@ def test_watch_fires_on_a_run_that_collapses(data, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="jepa.callbacks"):
         trainer = fit(TinyWorld([Regression()]), [fired], data, tmp_path)
     assert "std" in fired.findings
-    lines = [record.getMessage() for record in caplog.records if record.name == "jepa.callbacks"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "jepa.callbacks.collapse"]
     assert len(lines) == len(fired.findings), "every kind is warned of once"
     shrinks = next(line for line in lines if ": std is" in line)
     assert "below 0.05" in shrinks and "raise the weight of Variance" in shrinks and "\n" not in shrinks
@@ -112,7 +113,8 @@ def test_watch_sees_latents_that_forget_what_moves(data, tmp_path):
 def judge(z: torch.Tensor, p: torch.Tensor | None = None) -> set[str]:
     """What a watch finds in latents that stay as they are."""
     one = CollapseWatch(patience=1)
-    one._judge(collapse_signals(Prediction(z=z, h=z, action=z, p=p), 512), z.shape[-1], 1000)
+    prediction = Prediction(z=z, h=z, action=z, p=p)
+    one._judge(collapse_signals(prediction, 512), one.alarms(prediction), 1000)
     return set(one.findings)
 
 
@@ -131,6 +133,38 @@ def test_gain_of_a_rollout_compares_with_the_latent_before_it():
     h = torch.arange(5.0).view(1, 5, 1, 1).expand(2, 5, 1, 3)
     copied = Prediction(z=h, h=h, action=h, rollout=h[:, 1:2].expand(-1, 3, -1, -1))
     assert collapse_signals(copied, 8)["gain"] == pytest.approx(0)
+
+
+def masked(z: torch.Tensor, p: torch.Tensor, h: torch.Tensor) -> Prediction:
+    return Prediction(z=z, h=h, action=torch.zeros(len(z), 0, 0), p=p)
+
+
+def test_gain_of_a_masked_forecast_compares_with_the_mean_target():
+    torch.manual_seed(0)
+    z, h = torch.randn(16, 1, 9, 8), torch.randn(16, 4, 5, 8) + 3
+    mean = h.mean((0, 1, 2)).expand_as(h)
+    for p, gain in ((mean, 0.0), (h, 1.0), ((h + mean) / 2, 0.75), (2 * mean - h, -3.0)):
+        signals = collapse_signals(masked(z, p, h), 512)
+        assert signals["gain"] == pytest.approx(gain, abs=1e-5) and "std_time" not in signals
+    whole = torch.randn(16, 3, 9, 8)
+    assert {"std_time", "gain", "rankme"} <= set(collapse_signals(masked(whole, h, h), 512))
+    assert set(collapse_signals(masked(z[:1], h[:1], h[:1]), 512)) == {"gain"}, "one clip has no spread"
+
+
+def test_masked_models_are_warned_of_in_their_own_words():
+    torch.manual_seed(0)
+    z, h = torch.randn(64, 1, 9, 16), torch.randn(64, 2, 5, 16)
+
+    def sentence(prediction: Prediction) -> dict[str, str]:
+        one = CollapseWatch(patience=1)
+        one._judge(collapse_signals(prediction, 512), one.alarms(prediction), 1000)
+        return one.findings
+
+    assert sentence(masked(z, h, h)) == {}
+    worse = sentence(masked(z, -h, h))
+    assert set(worse) == {"gain"} and "mean of the targets" in worse["gain"] and "action" not in worse["gain"]
+    assert set(sentence(masked(0.01 * z, h, h))) == {"std"}
+    assert sentence(masked(z + 20, h, h)) == {}, "tokens share a large mean"
 
 
 def test_watch_reports_latents_that_are_not_finite(data, tmp_path):
@@ -154,6 +188,25 @@ def test_throughput_counts_frames_of_the_window(data, tmp_path):
     rate = trainer.callback_metrics["throughput/frames_per_second"]
     milliseconds = trainer.callback_metrics["throughput/ms_per_step"]
     assert (rate * milliseconds / 1000).item() == pytest.approx(32 * 6, rel=1e-3)
+    clips = trainer.callback_metrics["throughput/clips_per_second"]
+    assert (rate / clips).item() == pytest.approx(6, rel=1e-3)
+
+
+@dataclass
+class WithMasks:
+    sample: Sample
+
+
+@pytest.mark.parametrize("wrap", [lambda sample: sample, WithMasks], ids=["samples", "with masks"])
+def test_throughput_counts_clips_of_several_lengths(wrap, tmp_path):
+    class Still(TinyWorld):
+        def training_step(self, batch: list, index: int) -> torch.Tensor:
+            return sum(parameter.sum() for parameter in self.parameters())
+
+    lengths = [wrap(Sample(video=torch.zeros(size, frames, 1, 4, 6))) for size, frames in ((5, 2), (3, 8))]
+    trainer = fit(Still([]), [Throughput(every_n_steps=2, window=2)], [lengths] * 4, tmp_path)
+    rates = {name: trainer.callback_metrics[f"throughput/{name}"] for name in ("frames_per_second", "clips_per_second")}
+    assert (rates["frames_per_second"] / rates["clips_per_second"]).item() == pytest.approx(34 / 8)
 
 
 class Recorder(LossSpikeGuard):
