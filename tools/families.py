@@ -6,7 +6,7 @@ come from shapes; what shapes do not say (heads, grids) from the fixture's ``con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def lewm(tensors: Tensors, config: Config) -> Tensors:
 def vjepa2_ac(tensors: Tensors, config: Config) -> Tensors:
     """Teacher forcing on latents [B,T*N,D], and an open loop from the first frame. Poses may include the camera's."""
     about = config["config"]
-    rows, columns = (side // about["patch_size"] for side in _sides(about["img_size"]))
+    rows, columns = (side // about["patch_size"] for side in sides(about["img_size"]))
     camera = about["use_extrinsics"]
     state = part(tensors, "predictor.")
     predictor = build_vjepa2_ac(state, (rows, columns), about["num_heads"], camera, norm=False)
@@ -69,7 +69,8 @@ def vjepa2_ac(tensors: Tensors, config: Config) -> Tensors:
 KINDS: dict[str, Callable[[Tensors, Config], Tensors]] = {"plan_rollout": lewm, "rollout": vjepa2_ac}
 
 
-def _sides(size: int | list[int]) -> tuple[int, int]:
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, which are one number in the fixtures where they are equal."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors import SafetensorError
 
 from jepa.errors import DISK_FULL, InputError
+
+
+@contextmanager
+def whole(path: Path, advice: str) -> Iterator[Path]:
+    """A name beside ``path`` to write to, which takes its place when the block ends well, and vanishes otherwise.
+
+    Raises:
+        InputError: there is no room; it ends with the advice.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise InputError(f"no room to write the checkpoint {path} ({error.__class__.__name__}): {advice}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save(content: Any, path: Path) -> None:
+    """Write with torch.save, and to the disk rather than to its cache."""
+    with path.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write beside the destination, flush to the disk, rename."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except (OSError, RuntimeError) as error:
-            if not _disk_is_full(error):
-                raise
-            raise InputError(
-                f"no room to write the checkpoint {path} ({error.__class__.__name__}); earlier checkpoints are whole: "
-                "free some space and resume with --ckpt_path last"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        advice = "earlier checkpoints are whole; free some space and resume with --ckpt_path last"
+        with whole(Path(path), advice) as partial:
+            save(checkpoint, partial)
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error is, or came of, a write that found no room: torch's zip writer hides it in a RuntimeError."""
+    """Whether an error is, or came of, a write that found no room: torch and safetensors hide it in their own."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
+    if isinstance(error, SafetensorError):
+        return any(f"(os error {number})" in str(error) for number in DISK_FULL)
     return error is not None and _disk_is_full(error.__cause__ or error.__context__)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +18,64 @@ from jepa.errors import InputError
 Rules = Sequence[tuple[str, str]]  # a pattern of the whole published key -> ours, as for re.sub
 State = Mapping[str, Tensor]
 
+PREFIXES = ("module.", "backbone.")  # of DDP and of the wrapper that loops over masks
+
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
-    """What a .safetensors file, or a file of torch.save with tensors and plain values, holds."""
+    """What a .safetensors file, a folder of them, or a file of torch.save with tensors and plain values holds.
+
+    Tensors are mapped from the disk where the file allows it: what is not used (the state of an optimiser) is not read.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds objects, which would run code when they are unpickled.
+    """
     path = Path(path)
-    if not path.is_file():
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
         raise InputError(f"no weights at {path}; give the path of a published state dict (.pt or .safetensors)")
+    held = [_read_file(file) for file in files]
+    if not all(isinstance(part, dict) for part in held):
+        raise InputError(f"{path} holds a {type(held[0]).__name__}; expected a state dict, from names to tensors")
+    return {name: value for part in held for name, value in part.items()}
+
+
+def _read_file(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return unpickle(path, mmap=True)
     try:
-        held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the readers raise anything
+        return load_file(path)
+    except Exception as error:  # damaged bytes can make the reader raise anything
+        raise InputError(f"{path} is damaged ({error.__class__.__name__}); write or download it again") from error
+
+
+def unpickle(path: str | Path, mmap: bool = False) -> Any:
+    """What a file of torch.save holds; tensors stay on the CPU. Nothing in it runs.
+
+    ``mmap`` maps tensors from the disk, where the file allows it: what is not used is not read, but not checked either.
+
+    Raises:
+        InputError: the file is damaged, or holds objects, which would run code when they are unpickled.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is damaged or holds more than tensors ({error.__class__.__name__}); export its state dict with "
-            "the program that wrote it"
+            f"{path} holds pickled objects, or is damaged or no checkpoint; only tensors and plain values are read, "
+            "because unpickling can run code: export its state dict with the program that wrote it"
         ) from error
-    if not isinstance(held, dict):
-        raise InputError(f"{path} holds a {type(held).__name__}; expected a state dict, from names to tensors")
-    return held
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
+        raise InputError(
+            f"{path} is truncated or damaged ({error.__class__.__name__}); use an earlier checkpoint of the run, or "
+            "download it again"
+        ) from error
+
+
+def bare(state: State, prefixes: Sequence[str] = PREFIXES) -> dict[str, Tensor]:
+    """The state dict without the prefixes, outermost first, that stand before every one of its keys."""
+    for prefix in prefixes:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return dict(state)
 
 
 def rename(
@@ -77,6 +121,30 @@ def _renamed(key: str, rules: Rules) -> str | None:
     return None
 
 
+def join(state: State, parts: Sequence[str], whole: str, what: str) -> dict[str, Tensor]:
+    """One tensor, ``whole``, for those that ``parts`` name, e.g. attn.qkv for attn.query, attn.key and attn.value."""
+    joined = dict(state)
+    for key in state:
+        for kind in ("weight", "bias"):
+            if key.endswith(f".{parts[0]}.{kind}"):
+                stem = key.removesuffix(f"{parts[0]}.{kind}")
+                names = [f"{stem}{part}.{kind}" for part in parts]
+                for name in names:
+                    shape_of(state, name, what)
+                joined[f"{stem}{whole}.{kind}"] = torch.cat([joined.pop(name) for name in names])
+    return joined
+
+
+def split(state: State, whole: str, parts: Sequence[str]) -> dict[str, Tensor]:
+    """The inverse of :func:`join`."""
+    made: dict[str, Tensor] = {}
+    for key, value in state.items():
+        stem, found, kind = key.rpartition(f".{whole}.")
+        pieces = value.chunk(len(parts)) if found else ()
+        made |= {f"{stem}.{part}.{kind}": piece for part, piece in zip(parts, pieces)} if found else {key: value}
+    return made
+
+
 def fill(module: nn.Module, state: State, what: str) -> None:
     """Load a renamed state dict, every key of it and of the module."""
     try:
@@ -86,11 +154,14 @@ def fill(module: nn.Module, state: State, what: str) -> None:
         raise InputError(f"the state dict does not fit {what}: {reason}; give that of the whole model") from error
 
 
-def shape_of(state: State, key: str, what: str) -> torch.Size:
-    """The shape of one renamed tensor, from which a size is read."""
+def shape_of(state: State, key: str, what: str, axes: int | None = None) -> torch.Size:
+    """The shape of one renamed tensor, from which sizes are read; of so many ``axes``, where that must be so."""
     if key not in state:
         raise InputError(f"the state dict of {what} lacks what becomes {key}; give that of the whole model")
-    return state[key].shape
+    shape = state[key].shape
+    if axes is not None and len(shape) != axes:
+        raise InputError(f"{key} of {what} has shape {tuple(shape)}, expected {axes} axes; give a published state dict")
+    return shape
 
 
 def count(state: State, prefix: str) -> int:

@@ -93,8 +93,9 @@ def change(name, value):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (change("blocks.0.mlp.fc3.weight", torch.zeros(1)), "'blocks.0.mlp.fc3.weight'"),
-        (change("norms_block.0.weight", torch.zeros(36)), "'norms_block.0.weight'"),
+        (change("blocks.0.mlp.fc4.weight", torch.zeros(1)), "'blocks.0.mlp.fc4.weight'"),
+        (change("blocks.0.mlp.fc3.weight", torch.zeros(1)), "expected 2 axes"),
+        (change("norms_block.0.weight", torch.zeros(36)), "level_norms.0.bias"),
         (change("final_norm.weight", torch.zeros(36)), "'final_norm.weight'"),
         (change("norm.weight", torch.zeros(35)), "norm.weight"),
         (change("patch_embed.proj.weight", torch.zeros(36, 3, 8, 8)), "of a video encoder"),

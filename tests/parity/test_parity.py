@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from jepa.checkpoints.vjepa import encoder_to_published, predictor_to_published
 from jepa.errors import InputError
-from jepa.models.masked import MaskPredictor
-from jepa.models.video import VideoViT
 from tools.parity import LIMIT, differences, main
 
 HERE = Path(__file__).parent
@@ -91,10 +89,10 @@ def test_files_that_are_not_there_or_not_whole_are_refused(tmp_path):
             differences(tmp_path / name)
 
 
-def turned(x, index, side, head):
+def turned(x, index, rows, columns, head):
     """Rotary positions of V-JEPA 2 as published, one axis and one head size at a time: x [B,heads,L,head]."""
     each, out = 2 * (head // 3 // 2), []
-    axes = (index // side**2, index // side % side, index % side)
+    axes = (index // (rows * columns), index % (rows * columns) // columns, index % columns)
     for number, axis in enumerate(axes):
         part = x[..., number * each : (number + 1) * each]
         angle = axis[:, None, :, None] * 10000.0 ** (-torch.arange(each // 2) / (each / 2))
@@ -104,79 +102,186 @@ def turned(x, index, side, head):
     return torch.cat((*out, x[..., 3 * each :]), dim=-1)
 
 
-def transformer(state, prefix, x, heads, index, side):
-    """Blocks as published, written out; ``side`` 0 means no rotary positions."""
+def transformer(state, prefix, x, heads, index, sides, eps=1e-6):
+    """Blocks as published, written out; ``sides`` are rows and columns, None where positions are not rotary."""
 
     def linear(name, y):
         return F.linear(y, state[f"{prefix}.{i}.{name}.weight"], state[f"{prefix}.{i}.{name}.bias"])
 
     def norm(name, y):
         weight, bias = (state[f"{prefix}.{i}.{name}.{kind}"] for kind in ("weight", "bias"))
-        return F.layer_norm(y, y.shape[-1:], weight, bias, 1e-6)
+        return F.layer_norm(y, y.shape[-1:], weight, bias, eps)
 
-    for i in range(sum(name.startswith(prefix) and name.endswith("norm1.bias") for name in state)):
+    for i in range(sum(name.startswith(f"{prefix}.") and name.endswith("norm1.bias") for name in state)):
         q, k, v = linear("attn.qkv", norm("norm1", x)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        if side:
-            q, k = (turned(y, index, side, q.shape[-1]) for y in (q, k))
+        if sides:
+            q, k = (turned(y, index, *sides, y.shape[-1]) for y in (q, k))
         scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         x = x + linear("attn.proj", (scores @ v).transpose(1, 2).flatten(2))
         x = x + linear("mlp.fc2", F.gelu(linear("mlp.fc1", norm("norm2", x))))
     return x
 
 
-def published(rope, dim, heads, width, narrow_heads, side, frames):
+@dataclass(frozen=True)
+class Variant:
+    """Sizes of a fixture; the predictor of V-JEPA 2 as published takes every frame for square."""
+
+    rope: bool
+    dim: int
+    heads: int
+    width: int
+    narrow_heads: int
+    rows: int
+    columns: int
+    frames: int
+    depth: int = 3
+    ratio: float = 4.0
+    masks: int = 3
+    tubelet: int = 2
+    uniform: bool = True
+    square: bool = False
+
+
+def shapes(width, depth, hidden, blocks):
+    """Of the blocks of a transformer, under their published names."""
+    made = {}
+    for i in range(depth):
+        for name, rows, columns in (
+            ("attn.qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.fc1", hidden, width),
+            ("mlp.fc2", width, hidden),
+        ):
+            made |= {f"{blocks}.{i}.{name}.weight": (rows, columns), f"{blocks}.{i}.{name}.bias": (rows,)}
+        for name in ("norm1", "norm2"):
+            made |= {f"{blocks}.{i}.{name}.weight": (width,), f"{blocks}.{i}.{name}.bias": (width,)}
+    return made
+
+
+def published(about):
     """A fixture of other sizes: random weights, and the outputs of the plain forward pass above."""
-    form, grid = ("rotary_tiled" if rope else "sincos_uniform"), (frames // 2, side, side)
-    encoder = encoder_to_published(VideoViT(4 * side, frames, 2, 4, dim, 3, heads, positions=form))
-    predictor = predictor_to_published(MaskPredictor(dim, grid, 3, width, 2, narrow_heads, positions=form))
-    for value in (*encoder.values(), *predictor.values()):
-        value.add_(0.1 * torch.randn_like(value))  # stored positions too
-    count = math.prod(grid)
+    dim, width, count = about.dim, about.width, about.frames // about.tubelet * about.rows * about.columns
+    encoder = shapes(dim, about.depth, int(dim * about.ratio), "blocks")
+    encoder |= {"patch_embed.proj.weight": (dim, 3, about.tubelet, 4, 4), "patch_embed.proj.bias": (dim,)}
+    encoder |= {"norm.weight": (dim,), "norm.bias": (dim,)}
+    predictor = shapes(width, 2, 4 * width, "predictor_blocks")
+    predictor |= {"predictor_embed.weight": (width, dim), "predictor_embed.bias": (width,)}
+    predictor |= {"predictor_proj.weight": (dim, width), "predictor_proj.bias": (dim,)}
+    predictor |= {"predictor_norm.weight": (width,), "predictor_norm.bias": (width,)}
+    predictor |= {f"mask_tokens.{i}": (1, 1, width) for i in range(about.masks)}
+    if not about.rope:  # stored positions, whatever they are
+        encoder["pos_embed"], predictor["predictor_pos_embed"] = (1, count, dim), (1, count, width)
+    encoder, predictor = ({k: 0.1 * torch.randn(shape) for k, shape in part.items()} for part in (encoder, predictor))
     everything = torch.arange(count).expand(2, -1)
     order = torch.stack([torch.randperm(count) for _ in range(2)])
     context, target = order[:, : count // 2].sort(1).values, order[:, -5:].sort(1).values
     rows = torch.arange(2)[:, None]
-    video = torch.randn(2, 3, frames, 4 * side, 4 * side)
+    video = torch.randn(2, 3, about.frames, 4 * about.rows, 4 * about.columns)
+    sides = (about.rows, about.columns) if about.rope else None
+    narrow_sides = (about.rows, about.rows) if about.rope and about.square else sides
 
     def encode(index):
-        x = F.conv3d(video, encoder["patch_embed.proj.weight"], encoder["patch_embed.proj.bias"], (2, 4, 4))
+        stride = (about.tubelet, 4, 4)
+        x = F.conv3d(video, encoder["patch_embed.proj.weight"], encoder["patch_embed.proj.bias"], stride)
         x = x.flatten(2).transpose(1, 2) + encoder.get("pos_embed", torch.zeros(1))
-        x = transformer(encoder, "blocks", x[rows, index], heads, index, side * rope)
+        x = transformer(encoder, "blocks", x[rows, index], about.heads, index, sides)
         return F.layer_norm(x, (dim,), encoder["norm.weight"], encoder["norm.bias"], 1e-6)
 
     def predict(z, token):
         stored = predictor.get("predictor_pos_embed", torch.zeros(1, count, width)).expand(2, -1, -1)
         z = F.linear(z, predictor["predictor_embed.weight"], predictor["predictor_embed.bias"]) + stored[rows, context]
         x = torch.cat((z, predictor[f"mask_tokens.{token}"] + stored[rows, target]), dim=1)
-        x = transformer(predictor, "predictor_blocks", x, narrow_heads, torch.cat((context, target), 1), side * rope)
+        index = torch.cat((context, target), 1)
+        x = transformer(predictor, "predictor_blocks", x, about.narrow_heads, index, narrow_sides)
         x = F.layer_norm(x, (width,), predictor["predictor_norm.weight"], predictor["predictor_norm.bias"], 1e-6)
         return F.linear(x[:, -5:], predictor["predictor_proj.weight"], predictor["predictor_proj.bias"])
 
     full, z = encode(everything), encode(context)
     h = F.layer_norm(full, (dim,))[rows, target]
-    forecasts = [predict(z, token) for token in range(3)]
+    forecasts = [predict(z, token) for token in range(about.masks)]
     tensors = {"video": video, "context_indices": context, "target_indices": target}
     tensors |= {"full_tokens": full, "context_tokens": z, "loss": (forecasts[0] - h).abs().mean().view(1)}
     tensors |= {f"prediction_mask{token}": p for token, p in enumerate(forecasts)}
     tensors |= {f"encoder.{k}": v for k, v in encoder.items()} | {f"predictor.{k}": v for k, v in predictor.items()}
-    about = {"num_frames": frames, "num_heads": heads, "use_rope": rope, "uniform_power": True}
-    return tensors, {"encoder": json.dumps(about), "predictor": json.dumps({"num_heads": narrow_heads})}
+    size = 4 * about.rows if about.rows == about.columns else [4 * about.rows, 4 * about.columns]
+    said = {"img_size": size, "num_frames": about.frames, "num_heads": about.heads, "use_rope": about.rope}
+    said |= {"patch_size": 4, "tubelet_size": about.tubelet, "embed_dim": dim, "depth": about.depth}
+    said |= {"mlp_ratio": about.ratio, "uniform_power": about.uniform}
+    return tensors, {"encoder": json.dumps(said), "predictor": json.dumps({"num_heads": about.narrow_heads})}
 
 
 @pytest.mark.parametrize(
-    ("rope", "dim", "heads", "width", "narrow_heads", "side", "frames"),
+    "about",
     [
-        (True, 40, 4, 32, 2, 3, 6),  # heads of 10 and 16
-        (True, 45, 3, 28, 2, 2, 10),  # heads of 15 and 14
-        (True, 64, 1, 20, 5, 4, 2),  # heads of 64 and 4
-        (False, 40, 4, 32, 2, 3, 6),
-        (False, 50, 5, 22, 2, 2, 12),
+        Variant(True, 40, 4, 32, 2, 3, 3, 6),  # heads of 10 and 16
+        Variant(True, 45, 3, 28, 2, 2, 2, 10),  # heads of 15 and 14
+        Variant(True, 64, 1, 20, 5, 4, 4, 2),  # heads of 64 and 4
+        Variant(True, 66, 3, 34, 2, 3, 3, 8, ratio=48 / 11, masks=10),  # heads of 22 and 17
+        Variant(True, 39, 3, 24, 4, 2, 5, 4, masks=1),  # heads of 13 and 6; not square
+        Variant(True, 48, 2, 24, 2, 2, 3, 8, square=True),
+        Variant(True, 48, 2, 24, 2, 5, 2, 8, square=True),
+        Variant(True, 48, 2, 24, 2, 3, 3, 6, depth=1, tubelet=3),
+        Variant(True, 48, 2, 24, 2, 3, 3, 4, tubelet=1),
+        Variant(False, 40, 4, 32, 2, 3, 3, 6),
+        Variant(False, 50, 5, 22, 2, 2, 2, 12, depth=5),
+        Variant(False, 48, 4, 32, 4, 2, 4, 6, ratio=3.0, masks=2),
+        Variant(False, 64, 4, 32, 4, 3, 3, 6, uniform=False),
     ],
+    ids=str,
 )
-def test_other_sizes(rope, dim, heads, width, narrow_heads, side, frames, tmp_path):
+def test_other_sizes(about, tmp_path):
     torch.manual_seed(0)
-    tensors, metadata = published(rope, dim, heads, width, narrow_heads, side, frames)
+    tensors, metadata = published(about)
     path = tmp_path / "other.safetensors"
     save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
     found = differences(path)
-    assert len(found) == 6 and max(found.values()) < LIMIT, found
+    assert len(found) == 3 + about.masks and max(found.values()) < LIMIT, found
+
+
+def probed(dim, heads, depth, queries, outputs, every):
+    """A fixture of an attentive probe of other sizes; ``every`` query is read, or the first alone."""
+    block = "pooler.cross_attention_block"
+    state = shapes(dim, depth - 1, 4 * dim, "pooler.blocks") | {"pooler.query_tokens": (1, queries, dim)}
+    layers = {f"{block}.xattn.q": (dim, dim), f"{block}.xattn.kv": (2 * dim, dim), "linear": (outputs, dim)}
+    layers |= {f"{block}.mlp.fc1": (4 * dim, dim), f"{block}.mlp.fc2": (dim, 4 * dim)}
+    state |= {f"{name}.weight": shape for name, shape in layers.items()}
+    state |= {f"{name}.bias": shape[:1] for name, shape in layers.items()}
+    state |= {f"{block}.{norm}.{kind}": (dim,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")}
+    state = {name: 0.2 * torch.randn(shape) for name, shape in state.items()}
+    tokens = torch.randn(3, 19, dim)
+
+    def linear(name, y):
+        return F.linear(y, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def norm(name, y):
+        return F.layer_norm(y, (dim,), state[f"{block}.{name}.weight"], state[f"{block}.{name}.bias"], 1e-5)
+
+    x = transformer(state, "pooler.blocks", tokens, heads, None, None, eps=1e-5)
+    query = state["pooler.query_tokens"].expand(3, -1, -1)
+    k, v = linear(f"{block}.xattn.kv", norm("norm1", x)).chunk(2, dim=-1)
+    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (linear(f"{block}.xattn.q", query), k, v))
+    share = (q @ k.transpose(-1, -2) / math.sqrt(dim // heads)).softmax(-1)
+    query = query + (share @ v).transpose(1, 2).flatten(2)
+    query = query + linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm("norm2", query))))
+    logits = linear("linear", query if every else query[:, 0])
+    about = {"embed_dim": dim, "num_heads": heads, "depth": depth, "num_classes": outputs}
+    tensors = {f"classifier.{name}": value for name, value in state.items()} | {"tokens": tokens, "logits": logits}
+    return tensors, {"config": json.dumps(about)}
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads", "depth", "queries", "outputs", "every"),
+    [
+        (20, 2, 1, 1, 3, False),
+        (33, 3, 2, 1, 7, False),
+        (64, 16, 4, 1, 2, False),
+        (45, 5, 3, 3, 4, True),
+        (24, 1, 6, 2, 5, False),
+    ],
+)
+def test_other_probes(dim, heads, depth, queries, outputs, every, tmp_path):
+    torch.manual_seed(0)
+    tensors, metadata = probed(dim, heads, depth, queries, outputs, every)
+    path = tmp_path / "attentive_other.safetensors"
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+    assert differences(path)["logits"] < LIMIT

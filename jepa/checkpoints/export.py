@@ -1,0 +1,132 @@
+"""Models as published files: the official layout, and that of HF transformers, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from jepa.checkpoints import hf
+from jepa.checkpoints.attentive import probe_to_published
+from jepa.checkpoints.io import save, whole
+from jepa.checkpoints.published import Which
+from jepa.checkpoints.sizes import POSITIONS, Sizes
+from jepa.checkpoints.vjepa import encoder_to_published, predictor_to_published
+from jepa.errors import InputError
+from jepa.models.attentive import ActionAnticipator, AttentiveClassifier
+from jepa.models.frozen import FrozenEncoder
+from jepa.models.mask_predictor import MaskPredictor
+from jepa.models.masked import MaskedJEPA
+from jepa.models.video import VideoViT
+
+log = logging.getLogger(__name__)
+
+Layout = Literal["official", "hf"]
+ADVICE = "free some space and export again"
+
+
+def write_official(model: nn.Module, path: Path) -> None:
+    """Write a file of torch.save as the releases have it, with ``sizes`` beside the weights, which tell the rest.
+
+    A masked model becomes ``encoder``, ``predictor`` and ``target_encoder``, an encoder alone the first and the last,
+    an attentive probe ``classifiers``. Keys begin with module.backbone., as those of the releases; images' and probes'
+    with module. alone.
+
+    Raises:
+        InputError: the model is none of the published families.
+    """
+    with whole(path, ADVICE) as partial:
+        save(official(model), partial)
+
+
+def official(model: nn.Module) -> dict[str, Any]:
+    """What :func:`write_official` writes: tensors and plain values."""
+    if isinstance(model, (AttentiveClassifier, ActionAnticipator)):
+        return {"classifiers": [_prefixed(probe_to_published(model), "module.")]}
+    encoder = _video_encoder(model)
+    predictor = getattr(model, "predictor", None)
+    sizes = _sizes(encoder, predictor)
+    prefix = "module." if sizes.positions == "sincos_2d" else "module.backbone."
+    held: dict[str, Any] = {"encoder": _prefixed(encoder_to_published(encoder), prefix)}
+    if predictor is not None:
+        held["predictor"] = _prefixed(predictor_to_published(predictor), prefix)
+    held["target_encoder"] = _prefixed(encoder_to_published(_reader(model)), prefix)
+    if sizes.family is None:
+        log.warning(
+            "no published family has positions=%s here: only jepa reads them from the file's sizes", sizes.positions
+        )
+    return held | {"sizes": sizes.to_dict()}
+
+
+def write_hf(model: nn.Module, path: Path, which: Which = "target") -> None:
+    """Write safetensors and, beside them, config.json, as ``VJEPA2Model.from_pretrained`` of transformers reads them.
+
+    Args:
+        model: a masked model with tiled rotary positions.
+        path: a .safetensors file, or a folder for model.safetensors.
+        which: the encoder: that layout has but one.
+
+    Raises:
+        InputError: the model has what that layout has not.
+    """
+    if not isinstance(model, MaskedJEPA):
+        raise InputError(f"transformers' layout holds an encoder and a predictor, was given a {_named(model)}")
+    encoder = _video_encoder(model) if which == "context" else _reader(model)
+    config = hf.config_of(encoder, model.predictor)
+    state = hf.from_official(encoder_to_published(encoder), predictor_to_published(model.predictor))
+    path = path if path.suffix == ".safetensors" else path / "model.safetensors"
+    with whole(path, ADVICE) as partial:
+        # tensors that share memory cannot be told apart in this format
+        save_file({name: value.contiguous().clone() for name, value in state.items()}, partial, {"format": "pt"})
+        _flush(partial)
+    with whole(path.with_name("config.json"), ADVICE) as partial:
+        partial.write_text(json.dumps(config, indent=2) + "\n")
+        _flush(partial)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value.detach().cpu() for name, value in state.items()}
+
+
+def _named(model: nn.Module) -> str:
+    inner = getattr(model, "encoder", None)
+    return type(model).__name__ + (f" with a {type(inner).__name__}" if inner is not None else "")
+
+
+def _video_encoder(model: nn.Module) -> VideoViT:
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(model, (MaskedJEPA, FrozenEncoder)) or not isinstance(encoder, VideoViT):
+        raise InputError(
+            f"a {_named(model)} has no published layout; export a MaskedJEPA, a FrozenEncoder of a VideoViT, or a probe"
+        )
+    return encoder
+
+
+def _reader(model: nn.Module) -> VideoViT:
+    """The encoder that a finished model is read through: that of an EMA target, else the only one that learned."""
+    encoder = _video_encoder(model)
+    return model.target.reader(encoder) if isinstance(model, MaskedJEPA) else encoder
+
+
+def _sizes(encoder: VideoViT, predictor: MaskPredictor | None) -> Sizes:
+    form = encoder.positions.form
+    depth, rows, columns = encoder.positions.grid
+    families = {positions: family for family, positions in POSITIONS.items()}
+    return Sizes(
+        family=families.get(form),
+        heads=encoder.blocks[0].attn.heads,
+        predictor_heads=None if predictor is None else predictor.blocks[0].attn.heads,
+        size=(rows * encoder.patch, columns * encoder.patch),
+        frames=depth * encoder.tubelet,
+        positions=form,
+    )
