@@ -44,6 +44,11 @@ def flatten(z: Tensor, tokens: Tokens) -> Tensor:
     return (z.mean(2) if tokens == "mean" else z).flatten(1)
 
 
+def reduced(z: Tensor, tokens: Tokens) -> Tensor:
+    """What :func:`flatten` makes of ``z`` it also makes of this: ``[B,T,1,D]`` where tokens are averaged."""
+    return z.mean(2, keepdim=True) if tokens == "mean" else z
+
+
 class Probe(nn.Module, ABC):
     """A small model fitted on frozen latents.
 
@@ -74,6 +79,10 @@ class Probe(nn.Module, ABC):
     @abstractmethod
     def forward(self, z: Tensor) -> Tensor:
         """``z [B,T,N,D]`` to values in raw units ``[B,K]``, or class scores ``[B,classes]``."""
+
+    def reduce(self, z: Tensor) -> Tensor:
+        """What :meth:`fit` needs of latents ``[n,T,N,D]``, as few numbers as will do: all are in memory at once."""
+        return z
 
     def fit(self, z: Tensor, y: Tensor) -> None:
         """The closed form: ``z [n,T,N,D]`` and ``y`` as in :meth:`build`. Only where ``closed_form`` is true."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,21 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from jepa.errors import InputError
 from jepa.schema import Specs
-from jepa.tasks.features import FORMAT, META, VERSION
+from jepa.tasks.features import read_meta
 from probes.base import Reads
 
 Rows = NDArray[np.int64]
+
+MEMORY = 2**27  # bytes of float32 latents that are read at once
 
 
 @dataclass(frozen=True)
 class Examples(Dataset[tuple[Tensor, Tensor]]):
     """Windows of latents with a target each; latents are read from the disk when asked for."""
 
-    features: NDArray[Any]  # [F,N,D], memory-mapped
-    rows: Rows  # [n,T] which latents make an example
+    features: NDArray[Any]  # [F,steps*N,D], memory-mapped
+    rows: Rows  # [n,R] which rows of the cache make an example
+    steps: int  # of a row: 1 where rows are frames
     y: Tensor  # float32 [n,K] in raw units, or int64 [n] class numbers
     episode: Rows  # [n] number of the episode in the source
     names: tuple[str, ...]  # K names of the target dimensions
@@ -35,20 +37,26 @@ class Examples(Dataset[tuple[Tensor, Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
-        """``z [n,T,N,D]`` float32 and ``y`` of the examples ``index`` (a list, an array or a slice)."""
+        """``z [n,T,N,D]`` float32 and ``y`` of the examples ``index`` (a list, an array or a slice); T is R * steps."""
         rows = self.rows[index]
-        z = torch.from_numpy(np.asarray(self.features[rows], dtype=np.float32))
+        z = torch.from_numpy(np.asarray(self.features[rows])).float()
         if not z.isfinite().all():
             bad = rows[~z.flatten(1).isfinite().all(1).numpy()][0, 0]
             raise InputError(f"the feature cache holds NaN or infinity near row {bad}: remove it and embed again")
-        return z, self.y[index]
+        return z.unflatten(2, (self.steps, -1)).flatten(1, 2), self.y[index]
+
+    @property
+    def affordable(self) -> int:
+        """How many examples can be in memory at once."""
+        of_one = 4 * self.rows.shape[1] * int(np.prod(self.features.shape[1:]))
+        return max(1, MEMORY // of_one)
 
     def select(self, keep: NDArray[Any]) -> Examples:
         return replace(self, rows=self.rows[keep], y=self.y[torch.from_numpy(keep)], episode=self.episode[keep])
 
 
 class FeatureCache:
-    """The latents of a dataset's frames, with the columns beside them.
+    """The latents of a dataset's frames or clips, with the columns beside them.
 
     Args:
         path: the folder that ``jepa embed`` wrote.
@@ -56,7 +64,7 @@ class FeatureCache:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.meta = self._read_meta()
+        self.meta = read_meta(self.path)
         self.specs = Specs.from_dict(self.meta["specs"])
         self.features = self.column("features")
         self.offsets: Rows = np.asarray(self.column("offsets"))
@@ -64,20 +72,8 @@ class FeatureCache:
         if len(self.features) != self.offsets[-1] or len(self.offsets) != len(self.numbers) + 1:
             raise InputError(f"{self.path} is damaged, its arrays disagree in length: remove it and embed again")
 
-    def _read_meta(self) -> dict[str, Any]:
-        try:
-            meta = json.loads((self.path / META).read_text())
-        except FileNotFoundError as error:
-            raise InputError(f"{self.path} is not a feature cache (no {META}): make one with jepa embed") from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path / META} cannot be read ({error}): remove it and embed again") from error
-        found = (meta.get("format"), meta.get("version")) if isinstance(meta, dict) else (None, None)
-        if found != (FORMAT, VERSION):
-            raise InputError(f"{self.path} is of format {found}, expected {(FORMAT, VERSION)}: embed again")
-        return meta
-
     def column(self, name: str) -> NDArray[Any]:
-        """``[F,...]``: features, action, proprio, state, reward or terminated, memory-mapped."""
+        """``[F,...]``: features, action, proprio, state, reward, terminated or start, memory-mapped."""
         path = self.path / f"{name}.npy"
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -113,7 +109,7 @@ class FeatureCache:
 
         With k the frame skip that the world was trained with, the example at frame t holds z_t ("frame"), z_t and
         z_t+k ("next"), or z_t and z_goal ("goal"), where the goal is the frame j * k later in the same episode and j is
-        drawn evenly from 1 to ``reach`` (or to the end of the episode).
+        drawn evenly from 1 to ``reach`` (or to the end of the episode). Of videos, clips take the place of frames.
 
         Args:
             split: name of a split of the cache.
@@ -133,7 +129,8 @@ class FeatureCache:
         if not y.isfinite().all():
             raise InputError(f"target {target} holds NaN or infinity in split {split}: choose another")
         window = self._windows(rows, last, reads, reach, seed)
-        return Examples(self.features, window, _class_numbers(y, target, classes) if classes else y, episode, labels)
+        y = _class_numbers(y, target, classes) if classes else y
+        return Examples(self.features, window, self.meta["steps"], y, episode, labels)
 
     def _origins(self, split: str, ahead: int) -> tuple[Rows, Rows, Rows]:
         """Rows with at least ``ahead`` frames behind them, their source episodes, and their episodes' last rows."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.errors import InputError
-from probes.base import Probe, Standardise, Tokens, flatten
+from probes.base import Probe, Standardise, Tokens, flatten, reduced
 
 LARGEST_SYSTEM = 16384  # equations that are solved at once: 2 GiB in float64
 
@@ -43,6 +43,9 @@ class LinearProbe(Probe):
     def forward(self, z: Tensor) -> Tensor:
         out = self.head(self.features(flatten(z, self.tokens)))
         return out if self.classes else self.target.inverse(out)
+
+    def reduce(self, z: Tensor) -> Tensor:
+        return reduced(z, self.tokens)
 
     @torch.no_grad()
     def fit(self, z: Tensor, y: Tensor) -> None:

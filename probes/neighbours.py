@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.errors import InputError
-from probes.base import Probe, Tokens, flatten
+from probes.base import Probe, Tokens, flatten, reduced
 
 
 class NeighbourProbe(Probe):
@@ -39,6 +39,9 @@ class NeighbourProbe(Probe):
         self.register_buffer("bank", torch.zeros(len(y), width))
         self.register_buffer("values", torch.zeros_like(y))
         self._index: faiss.IndexFlatIP | None = None
+
+    def reduce(self, z: Tensor) -> Tensor:
+        return reduced(z, self.tokens)
 
     def fit(self, z: Tensor, y: Tensor) -> None:
         if len(z) < self.k:

@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from probes.cache import Examples, FeatureCache, batches, hold_out
 log = logging.getLogger(__name__)
 
 IDENTITY = ("weights", "checkpoint", "data", "pool")  # what the report repeats of a cache
-MEASURED = 8192  # examples whose features are looked at before gradient training, to standardise them
+MEASURED = 8192  # examples at most whose features are looked at before gradient training, to standardise them
 
 
 class ProbeReport(dict[str, Any]):
@@ -36,14 +37,18 @@ class ProbeReport(dict[str, Any]):
     def __str__(self) -> str:
         metric = "r2" if "r2" in self else "accuracy"
 
-        def score(part: dict[str, Any]) -> str:
-            interval = part[f"{metric}_interval"]  # a single test episode has none
+        def score(part: dict[str, Any], name: str = metric) -> str:
+            interval = part[f"{name}_interval"]  # a single test episode has none
             between = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
-            return f"{part[metric]:.3f}{between}"
+            return f"{part[name]:.3f}{between}"
 
         name = self["probe"].rpartition(".")[2]
-        line = f"{name} of {self['target']}: {metric} {score(self)} on {self['episodes']['test']} test episodes"
-        return line if self["baseline"] is None else f"{line}, baseline {score(self['baseline'])}"
+        told = [f"{name} of {self['target']}: {metric} {score(self)} on {self['episodes']['test']} test episodes"]
+        if metric == "accuracy":
+            told.append(f"most common class {self['accuracy_of_most_common']:.3f}")
+        if self["baseline"] is not None:
+            told += [f"baseline {score(self['baseline'])}", f"gain {score(self['gain'], 'gain')}"]
+        return ", ".join(told)
 
 
 class ProbeTask(lightning.LightningModule):
@@ -89,6 +94,12 @@ class ProbeTask(lightning.LightningModule):
         self.held_out = (self._sums / self._count).float()
         self.log("val/loss", self.held_out.min(), prog_bar=True)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        for head in self.heads:  # each alone: one that diverges must not shrink the steps of the others
+            nn.utils.clip_grad_norm_(head.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> dict[str, Any]:
         groups = [{"params": head.parameters(), **setting} for head, setting in zip(self.heads, self.settings)]
         optimiser = torch.optim.AdamW(groups)
@@ -107,6 +118,7 @@ class ProbeTask(lightning.LightningModule):
 def predict(probe: Probe, examples: Examples, batch: int = 1024) -> tuple[Tensor, Tensor]:
     """Predictions and targets of all examples, on the CPU."""
     probe.eval()
+    batch = min(batch, examples.affordable)
     device = next((value.device for value in (*probe.parameters(), *probe.buffers())), torch.device("cpu"))
     parts = [(probe(z.to(device)).cpu(), y) for z, y in batches(examples, batch)]
     return torch.cat([part for part, _ in parts]), torch.cat([y for _, y in parts])
@@ -124,7 +136,7 @@ def _train(
 ) -> tuple[Probe, dict[str, Any]]:
     """Gradient training; returns the chosen head and how it was chosen."""
     part, held = hold_out(train, 0.1, seed)
-    some = np.random.default_rng(seed).permutation(len(part))[:MEASURED]
+    some = np.random.default_rng(seed).permutation(len(part))[: min(MEASURED, part.affordable)]
     probe.build(part[np.sort(some)][0], part.y)
     task = ProbeTask(probe, lr, weight_decay)
     trainer = lightning.Trainer(
@@ -147,9 +159,19 @@ def _train(
     return task.heads[number].cpu(), chosen
 
 
+@dataclass
+class Fitted:
+    """A probe fitted on one cache, its scores, and what it answered on the test split."""
+
+    probe: Probe
+    scores: dict[str, Any]
+    prediction: Tensor
+    test: Examples
+
+
 def _fit_and_score(
     features: Path, probe: Probe, target: str, reach: int, seed: int, training: dict[str, Any]
-) -> tuple[Probe, dict[str, Any]]:
+) -> Fitted:
     """Fit a fresh copy of ``probe`` on one cache and score it on the cache's test split."""
     cache = FeatureCache(features)
     options = {"target": target, "reads": probe.reads, "classes": probe.classes, "reach": reach}
@@ -158,9 +180,9 @@ def _fit_and_score(
     torch.manual_seed(seed)
     probe, start = copy.deepcopy(probe), time.perf_counter()
     if probe.closed_form:
-        z, y = train[:]
-        probe.build(z, y)
-        probe.fit(z, y)
+        z = torch.cat([probe.reduce(z) for z, _ in batches(train, train.affordable)])
+        probe.build(z, train.y)
+        probe.fit(z, train.y)
         chosen = None
     else:
         probe, chosen = _train(probe, train, seed=seed, **training)
@@ -172,7 +194,7 @@ def _fit_and_score(
         result = score.classification(prediction, y, int(train.y.bincount().argmax()), test.episode, seed)
     else:
         result = score.regression(prediction, y, train.y.mean(0), test.episode, test.names, seed)
-    return probe, {
+    scores = {
         **result,
         "examples": {"train": len(train), "test": len(test)},
         "episodes": {"train": len(np.unique(train.episode)), "test": len(np.unique(test.episode))},
@@ -180,11 +202,15 @@ def _fit_and_score(
         "seconds": round(seconds, 3),
         "features": {"path": str(features)} | {name: cache.meta[name] for name in IDENTITY},
     }
+    return Fitted(probe, scores, prediction, test)
 
 
 def _comparable(features: Path, baseline: Path) -> None:
-    mine, theirs = FeatureCache(features).meta, FeatureCache(baseline).meta
+    caches = FeatureCache(features), FeatureCache(baseline)
+    mine, theirs = (cache.meta for cache in caches)
     different = [key for key in ("data", "splits") if mine[key] != theirs[key]]
+    if not different and not np.array_equal(*(cache.offsets for cache in caches)):
+        different.append("the clips that could be read")
     if mine["specs"]["action"]["block"] != theirs["specs"]["action"]["block"]:
         different.append("frame skip")
     if different:
@@ -230,22 +256,28 @@ def probe(
         _comparable(features, baseline)
     training = {"epochs": epochs, "batch": batch, "accelerator": accelerator}
     training |= {"lr": list(lr), "weight_decay": list(weight_decay)}
-    fitted, result = _fit_and_score(features, probe, target, reach, seed, training)
-    other = None
+    mine = _fit_and_score(features, probe, target, reach, seed, training)
+    beside: dict[str, Any] = {"baseline": None}
     if baseline is not None:
-        _, other = _fit_and_score(baseline, probe, target, reach, seed, training)
+        other = _fit_and_score(baseline, probe, target, reach, seed, training)
+        beside = {"baseline": other.scores, "gain": _gain(mine, other, seed)}
     kind = type(probe)
     report = {
         "probe": f"{kind.__module__}.{kind.__qualname__}",
         "target": target,
         "reads": probe.reads,
-        **result,
-        "baseline": other,
+        **mine.scores,
+        **beside,
         "settings": {**training, "reach": reach, "seed": seed},
         "software": {"jepa": jepa.__version__, "torch": torch.__version__, "lightning": lightning.__version__},
     }
-    _write(Path(out), fitted, report)
+    _write(Path(out), mine.probe, report)
     return ProbeReport(report)
+
+
+def _gain(mine: Fitted, other: Fitted, seed: int) -> dict[str, Any]:
+    y, episode, classes = mine.test.y, mine.test.episode, bool(mine.probe.classes)
+    return score.gain(mine.prediction, other.prediction, y, episode, classes, seed)
 
 
 def _write(out: Path, fitted: Probe, report: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from jepa.schema import ActionSpec, ObservationSpec, Sample, Specs
-from jepa.tasks.embed import Settings, write_cache
+from jepa.tasks.embed import write_cache
+from jepa.tasks.latents import Settings
 
 SKIP = 2
 

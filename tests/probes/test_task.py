@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from jepa.errors import InputError
 from jepa.tasks.embed import write_cache
-from probes import score
+from probes import cache, score
 from probes.attentive import AttentiveProbe
-from probes.cache import FeatureCache, hold_out
+from probes.cache import Examples, FeatureCache, hold_out
 from probes.linear import LinearProbe
 from probes.neighbours import NeighbourProbe
 from probes.policy import BehaviourCloning
@@ -45,6 +45,9 @@ def test_the_baseline_is_fitted_alike_and_must_be_of_the_same_data(cache_path, w
     report = probe(cache_path, LinearProbe(), "x", tmp_path / "out", baseline=other)
     assert report["r2"] > 0.99 > 0.1 > report["baseline"]["r2"]
     assert report["baseline"]["features"]["weights"] != report["features"]["weights"]
+    gain = report["gain"]
+    assert gain["gain"] == pytest.approx(report["r2"] - report["baseline"]["r2"])
+    assert gain["gain_interval"][0] <= gain["gain"] <= gain["gain_interval"][1]
 
     wrong = write_cache(blind, episodes, {"train": [0, 1, 2], "test": [3, 4]}, tmp_path / "wrong")
     with pytest.raises(InputError, match="differs from .* in splits"):
@@ -57,6 +60,11 @@ def test_every_probe_tells_the_side(cache_path, tmp_path, kind):
     report = probe(cache_path, kind(classes=2), "side", tmp_path / "out", epochs=25, batch=32, lr=[3e-2],
                    accelerator="cpu")  # fmt: skip
     assert report["accuracy"] > 0.85 and report["accuracy"] > report["accuracy_of_most_common"]
+    each = report["classes"].values()
+    assert report["classes"].keys() == {"0", "1"} and sum(part["examples"] for part in each) == 100
+    assert sum(part["accuracy"] * part["examples"] for part in each) == pytest.approx(100 * report["accuracy"])
+    assert f"{kind.__name__} of side: accuracy {report['accuracy']:.3f} [" in str(report)
+    assert str(report).endswith(f"most common class {report['accuracy_of_most_common']:.3f}")
 
 
 def test_gradient_regression_and_the_choice_of_head(cache_path, tmp_path):
@@ -70,8 +78,8 @@ def test_cloning_beats_the_mean_action_when_actions_point_at_the_goal(episodes, 
     drift = np.random.default_rng(0).uniform(-1, 1, (len(episodes), 1, 2))
     episodes.action[:] = 0.2 * episodes.action + 0.8 * drift  # every episode has a direction
     episodes.position[:] = 3 * drift + np.cumsum(episodes.action, axis=1) * 0.5
-    cache = write_cache(world, episodes, splits, tmp_path / "cache")
-    report = probe(cache, BehaviourCloning(hidden=32), "action", tmp_path / "out", epochs=40, batch=64, lr=[1e-2],
+    features = write_cache(world, episodes, splits, tmp_path / "cache")
+    report = probe(features, BehaviourCloning(hidden=32), "action", tmp_path / "out", epochs=40, batch=64, lr=[1e-2],
                    accelerator="cpu")  # fmt: skip
     assert report["error"] < 0.5 * report["error_of_mean"]
 
@@ -116,6 +124,60 @@ def test_r2_agrees_with_its_definition_and_resampling_with_brute_force():
         t, g = y[rows].double(), guess[rows].double()
         draws.append(float((1 - ((g - t) ** 2).sum(0) / ((t - t.mean(0)) ** 2).sum(0)).mean()))
     assert np.allclose(result["r2_interval"], np.percentile(draws, [2.5, 97.5]), atol=0.02)
+
+
+def test_the_clips_of_a_video_vote():
+    """Two of three clips are wrong by little, one is right by much: the video is right. The other is wrong."""
+    scores = torch.tensor([[0.4, 0.6], [0.4, 0.6], [0.95, 0.05], [0.0, 1.0], [0.3, 0.7]]).log()
+    episode = np.array([7, 7, 7, 9, 9])
+    result = score.classification(scores, torch.tensor([0, 0, 0, 0, 0]), 0, episode)
+    assert result["accuracy"] == pytest.approx(0.2) and result["episodes_as_one"]["accuracy"] == 0.5
+    assert result["classes"] == {"0": {"accuracy": pytest.approx(0.2), "examples": 5}}
+    changing = torch.tensor([0, 1, 0, 0, 0])
+    assert score.classification(scores, changing, 0, episode)["episodes_as_one"] is None
+    assert score.classification(scores, changing, 0, np.arange(5))["episodes_as_one"] is None
+
+
+def test_a_gain_is_measured_on_the_same_draws():
+    """Where both are right on the same half of the episodes, the gain is certain, though neither accuracy is."""
+    y, episode = torch.zeros(40, dtype=torch.int64), np.arange(40)
+    right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    half = torch.cat([right.expand(20, 2), wrong.expand(20, 2)])
+    same = score.gain(half, half.clone(), y, episode, classes=True)
+    assert same == {"gain": 0.0, "gain_interval": [0.0, 0.0]}
+    more = score.gain(torch.cat([half[:36], right.expand(4, 2)]), half, y, episode, classes=True)
+    assert more["gain"] == pytest.approx(0.1) and 0 < more["gain_interval"][0] < 0.1 < more["gain_interval"][1]
+
+
+def test_a_diverging_head_does_not_slow_the_others():
+    """Gradients are clipped head by head."""
+    torch.manual_seed(0)
+    built = AttentiveProbe(heads=2)
+    built.build(torch.randn(8, 1, 2, 4), torch.randn(8, 1))
+    task = ProbeTask(built, lr=[1e-3, 1e-2])
+    for head, size in zip(task.heads, (1e6, 1e-3)):
+        for weight in head.parameters():
+            weight.grad = torch.full_like(weight, size)
+    task.configure_gradient_clipping(None, 1.0)
+    norms = [torch.cat([weight.grad.flatten() for weight in head.parameters()]).norm() for head in task.heads]
+    assert norms[0] == pytest.approx(1, abs=1e-3)
+    assert all((weight.grad == 1e-3).all() for weight in task.heads[1].parameters())
+
+
+def test_memory_is_bounded_by_reading_in_pieces(cache_path, tmp_path, monkeypatch):
+    whole = probe(cache_path, LinearProbe(), "x,y", tmp_path / "whole")
+    asked = []
+
+    def watched(self, index):
+        asked.append(len(self.rows[index]))
+        return read(self, index)
+
+    read = Examples.__getitem__
+    monkeypatch.setattr(Examples, "__getitem__", watched)
+    monkeypatch.setattr(cache, "MEMORY", 4 * 8 * 50)  # fifty latents of eight numbers
+    pieces = probe(cache_path, LinearProbe(), "x,y", tmp_path / "pieces")
+    probe(cache_path, AttentiveProbe(heads=2), "x,y", tmp_path / "out", epochs=1, batch=32, accelerator="cpu")
+    assert max(asked) == 50 and pieces["r2"] == pytest.approx(whole["r2"], abs=1e-6)
 
 
 def test_bad_input_is_named(cache_path, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from jepa.data.hdf5 import Hdf5Writer
 from jepa.data.module import EpisodeData
 from jepa.errors import InputError
 from jepa.models.encoders import ConvNet
+from jepa.models.frozen import FrozenEncoder
 from jepa.models.predictors import ActionPredictor
 from jepa.models.targets import EMA
+from jepa.models.video import VideoViT
 from jepa.models.world import WorldModel
 from jepa.schema import ActionSpec, ObservationSpec, Sample, Specs
-from jepa.tasks.embed import Settings, embed, write_cache
+from jepa.tasks.embed import embed, write_cache
 from jepa.tasks.features import Column, fingerprint
+from jepa.tasks.latents import Settings
 
 LENGTHS = (7, 1, 12, 5)
 SPLITS = {"train": [0, 2], "val": [1], "test": [3]}
@@ -149,8 +153,39 @@ def test_a_tubelet_encoder_is_refused(tmp_path):
         def encode(self, sample):
             return super().encode(sample).repeat(1, 2, 1, 1)
 
-    with pytest.raises(InputError, match="2 latents of one frame"):
+    with pytest.raises(InputError, match="2 latents of one frame.*--data.class_path=jepa.data.video_module.VideoData"):
         write_cache(Tubelets(), Frames(), SPLITS, tmp_path / "cache")
+
+
+def test_an_encoder_of_whole_tubelets_is_sent_to_clips(tmp_path):
+    specs = Specs(ActionSpec((-1.0,), (1.0,), (0.0,), (1.0,)), ObservationSpec(16, 16))
+    encoder = FrozenEncoder(VideoViT(size=16, frames=4, tubelet=2, patch=8, dim=12, depth=1, heads=2))
+
+    class Squares(Frames):
+        def read(self, episode, frames, columns=None):
+            return replace(super().read(episode, frames), video=torch.zeros(len(frames), 3, 16, 16, dtype=torch.uint8))
+
+    Squares.specs = encoder.specs = specs
+    with pytest.raises(InputError, match="does not take single frames .*multiple of 2.*--data.class_path=.*VideoData"):
+        write_cache(encoder, Squares(), SPLITS, tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_encoder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="world is a Linear: expected a torch module with encode"):
+        write_cache(nn.Linear(2, 2), Frames(), SPLITS, tmp_path / "cache")
+    with pytest.raises(InputError, match="device=cuda:99 cannot be used"):
+        write_cache(Double(), Frames(), SPLITS, tmp_path / "cache", Settings(device="cuda:99"))
+    with pytest.raises(InputError, match="pool was given 'max'"):
+        write_cache(Double(), Frames(), SPLITS, tmp_path / "cache", Settings(pool="max"))
+
+
+def test_a_cache_of_another_version_is_not_kept(tmp_path):
+    out = write_cache(Double(), Frames(), SPLITS, tmp_path / "cache")
+    meta = json.loads((out / "meta.json").read_text())
+    (out / "meta.json").write_text(json.dumps({**meta, "version": 1}))
+    with pytest.raises(InputError, match="of another version of jepa"):
+        write_cache(Double(), Frames(), SPLITS, out)
 
 
 def test_the_fingerprint_is_that_of_the_weights():
