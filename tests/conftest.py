@@ -1,14 +1,21 @@
-"""Tiny datasets, checkpoints and feature caches, made once per session through the command line itself."""
+"""Tiny datasets, checkpoints and feature caches, made once per session, where possible through the command line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+
+from filmed import film  # noqa: E402
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DATA = {  # name of a dataset in the configs -> how a tiny one is collected
@@ -30,6 +37,43 @@ SMALL_FIT = (
     "--trainer.log_every_n_steps=1",
     "--trainer.accelerator=cpu",
 )
+# datasets of videos in the configs
+FILMS = ("k710", "ssv2", "howto100m", "yt1b", "moving_digits/train", "moving_digits/test")
+IMAGES = ("images", "lvd142m", "imagenet/train")
+SMALL_VARS = {  # of the masked models
+    "steps": 4,
+    "check": 4,
+    "warmup": 1,
+    "nodes": 1,
+    "size": 64,
+    "patch": 8,
+    "frames": 4,
+    "dim": 16,
+    "depth": 4,
+    "heads": 2,
+    "levels": [0, 1, 2, 3],
+    "width": 32,
+    "predictor_depth": 1,
+    "predictor_heads": 2,
+}
+SMALL_MASKED = (
+    "--data.batch_size=4",
+    "--data.workers=0",
+    "--data.clips_per_epoch=8",
+    "--data.val_clips=4",
+    "--data.time_limit=null",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.strategy=auto",
+    "--trainer.devices=1",
+)
+
+
+def small_masked(given: dict[str, object]) -> list[str]:
+    """Flags that shrink the run of a masked model with these variables."""
+    small = {name: value for name, value in SMALL_VARS.items() if name in given}
+    small["grid"] = [2 if "frames" in given else 1, 8, 8]
+    return [*(f"--vars.{name}={value}" for name, value in small.items()), *SMALL_MASKED]
 
 
 @dataclass
@@ -72,16 +116,49 @@ class Workshop:
         path = self.folder / "runs" / run / "last.ckpt"
         if not path.exists():
             config = next(file for file in CONFIGS.glob("pretrain/*.yaml") if variables(file)["run"] == run)
-            self.data(variables(config)["data"])
-            self.run("fit", "-c", config, *SMALL_FIT)
+            given = variables(config)
+            if given.get("data") in DATA:
+                self.data(given["data"])
+                self.run("fit", "-c", config, *SMALL_FIT)
+            else:
+                self.videos()
+                if given.get("start"):
+                    self.checkpoint(Path(given["start"]).parent.name)
+                self.run("fit", "-c", config, *small_masked(given))
         return path
+
+    def videos(self) -> None:
+        """The folders of videos and images that the configs name, a few files each."""
+        if (self.folder / "data" / FILMS[0]).exists():
+            return
+        random = np.random.default_rng(0)
+        for name in (*FILMS, *IMAGES):
+            folder = self.folder / "data" / name
+            folder.mkdir(parents=True)
+            for number in range(6):
+                coarse = random.integers(256, size=(24, 6, 8, 3), dtype=np.uint8)
+                frames = coarse.repeat(12, axis=1).repeat(12, axis=2)
+                if name in FILMS:
+                    film(folder / f"{number}.mp4", frames)
+                else:
+                    Image.fromarray(frames[0]).save(folder / f"{number}.png")
+        self._label("moving_digits/train"), self._label("moving_digits/test")
+
+    def _label(self, name: str) -> None:
+        from jepa.data.index import VideoIndex
+
+        folder, number = self.folder / "data" / name, np.arange(6)
+        labels = {"direction": number, "speed": number % 3, "digit": number}
+        VideoIndex.open(folder, workers=1).with_labels(labels).write(folder / "index.parquet")
 
     def features(self, run: str, untrained: bool = False) -> Path:
         path = self.folder / "runs" / run / ("features_untrained" if untrained else "features")
         if not path.exists():
             self.checkpoint(run)
             config = next(file for file in CONFIGS.glob("embed/*.yaml") if variables(file)["run"] == run)
-            self.run("embed", "-c", config, f"--out={path}", f"--world.untrained={str(untrained).lower()}")
+            given = variables(config)
+            small = [f"--vars.{name}={SMALL_VARS[name]}" for name in ("size", "frames") if name in given]
+            self.run("embed", "-c", config, f"--out={path}", f"--world.untrained={str(untrained).lower()}", *small)
         return path
 
 

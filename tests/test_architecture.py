@@ -29,8 +29,10 @@ LEVEL = {room: level for level, rooms in enumerate(STAIRCASE) for room in rooms}
 HOMES = {
     "faiss": {"jepa/retrieval.py", "probes/neighbours.py"},
     "h5py": {"jepa/data/hdf5.py"},
-    "decord": {"jepa/data/decord.py", "jepa/data/mp4.py"},
-    "pyarrow": {"jepa/data/lerobot.py", "jepa/data/parquet.py"},
+    "decord": {"jepa/data/decord.py"},
+    "av": {"jepa/data/pyav.py"},
+    "torchcodec": {"jepa/data/torchcodec.py"},
+    "pyarrow": {"jepa/data/parquet.py"},
 }
 LINES = 400
 

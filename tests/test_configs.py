@@ -51,7 +51,7 @@ def test_every_config_is_a_part_or_a_run():
 
 @pytest.mark.parametrize("path", found(*PARTS), ids=named)
 def test_every_part_is_used_by_a_run(path):
-    using = [run for run in found(*RUNS) if f"../{path.relative_to(CONFIGS)}" in run.read_text()]
+    using = [run for run in found(*RUNS) if f"../{path.relative_to(CONFIGS)}\n" in f"{run.read_text()}\n"]
     assert using, f"no run is composed of {named(path)}"
 
 
@@ -70,7 +70,7 @@ def test_pretrain(path, workshop):
     run = variables(path)["run"]
     checkpoint = workshop.checkpoint(run)
     world = load(str(checkpoint))
-    assert world.specs.action.block == variables(path)["frame_skip"] and world.encoder.dim == 16
+    assert world.specs.action.block == variables(path).get("frame_skip", 1) and world.encoder.dim == 16
     assert all(value.isfinite().all() for value in world.state_dict().values())
     assert list((workshop.folder / "runs" / run).rglob("metrics.csv"))
     assert list((workshop.folder / "runs" / run).rglob("config.yaml"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -35,25 +36,30 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
 
 
-def run_trainer(verb: str, args: list[str]) -> None:
-    """Build the trainer, model and data of the configuration, and run one verb of the trainer.
+def options(prog: str, args: list[str]) -> dict[str, Any]:
+    """What a command line is made from.
 
     The classes are built from the tree, so that ``run=False``: with Lightning's own sub-commands the tree would be
     rooted at the verb and ``${vars.x}`` could not be resolved across files.
     """
-    cli = CommandLine(
-        LightningModule,
-        LightningDataModule,
-        args=args,
-        run=False,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs=PARSER | {"prog": f"jepa {verb}"},
-        trainer_defaults={"plugins": {"class_path": "jepa.checkpoints.io.AtomicCheckpointIO"}},
-    )
+    return {
+        "model_class": LightningModule,
+        "datamodule_class": LightningDataModule,
+        "args": args,
+        "run": False,
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "auto_configure_optimizers": False,
+        "seed_everything_default": 0,
+        "save_config_kwargs": {"overwrite": True},
+        "parser_kwargs": PARSER | {"prog": prog},
+        "trainer_defaults": {"plugins": {"class_path": "jepa.checkpoints.io.AtomicCheckpointIO"}},
+    }
+
+
+def run_trainer(verb: str, args: list[str]) -> None:
+    """Build the trainer, model and data of the configuration, and run one verb of the trainer."""
+    cli = CommandLine(**options(f"jepa {verb}", args))
     path = checkpoint_path(cli.config.ckpt_path, cli.trainer.checkpoint_callbacks)
     if path is None and verb != "fit":
         raise InputError(f"{verb} was given no checkpoint; name one with --ckpt_path PATH, or 'last' for this run's")

@@ -1,0 +1,81 @@
+"""A masked pretraining that was killed with SIGKILL resumes and gives the losses of one that was never killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+KILLER = '''
+import os, signal
+from lightning.pytorch import Callback
+
+class Killer(Callback):
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step == int(os.environ.get("KILL_AT", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+CHECKPOINTS = {"dirpath": "runs/${vars.run}", "save_last": True, "every_n_train_steps": 2}
+CHANGES = {
+    "trainer": {
+        "max_steps": 7,
+        "accelerator": "cpu",
+        "log_every_n_steps": 1,
+        "val_check_interval": 4,
+        "enable_progress_bar": False,
+        "callbacks": [
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": CHECKPOINTS},
+            {"class_path": "killer.Killer"},
+        ],
+    },
+}
+SMALL = {"size": 64, "patch": 8, "frames": 4, "grid": [2, 8, 8], "dim": 16, "depth": 4, "levels": [0, 1, 2, 3]}
+SMALL |= {"heads": 2, "width": 16, "predictor_depth": 1, "predictor_heads": 2, "warmup": 2}
+
+
+@pytest.fixture
+def fit(workshop, tmp_path, monkeypatch):
+    """The arguments of a small fit on clips of two lengths: 5 batches an epoch, a checkpoint every second step."""
+    workshop.videos()
+    (tmp_path / "data").symlink_to(workshop.folder / "data")
+    (tmp_path / "killer.py").write_text(KILLER)
+    (tmp_path / "changes.yaml").write_text(yaml.safe_dump(CHANGES))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "killer", raising=False)
+    small = [f"--vars.{name}={value}" for name, value in SMALL.items()]
+    data = ["--data.batch_size=4", "--data.workers=1", "--data.clips_per_epoch=20", "--data.val_clips=2"]
+    return ["fit", "-c", "pretrain/vjepa2_1_small", "-c", "changes.yaml", *small, *data]
+
+
+def losses(run: str) -> dict[int, tuple[str, ...]]:
+    with Path("runs", run, "logs", "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return {int(row["step"]): (row["train/loss"], row["train/forecast"], row["train/context"]) for row in rows}
+
+
+@pytest.mark.parametrize(("accumulate", "kill_at", "resumed_at"), [(1, 5, 4), (2, 3, 2)])
+def test_the_losses_of_a_killed_fit(accumulate, kill_at, resumed_at, fit):
+    from jepa.cli import main
+
+    fit = [*fit, f"--trainer.accumulate_grad_batches={accumulate}"]
+    path = os.pathsep.join([os.getcwd(), str(Path(__file__).parents[1])])
+    environment = os.environ | {"KILL_AT": str(kill_at), "PYTHONPATH": path}
+    command = [sys.executable, "-m", "jepa.cli", *fit, "--vars.run=killed"]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = losses("killed")
+    assert resumed_at <= len(before) <= kill_at
+
+    assert main([*fit, "--vars.run=killed", "--ckpt_path=last"]) == 0
+    assert main([*fit, "--vars.run=whole"]) == 0
+    whole = losses("whole")
+    assert list(whole) == list(range(7)) and len(set(whole.values())) == 7
+    assert losses("killed") == whole
+    assert {step: whole[step] for step in before} == before
