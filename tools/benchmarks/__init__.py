@@ -1,0 +1,1 @@
+"""What the benchmark compares, and how it measures: ``python -m tools.benchmark --help``."""

