@@ -29,8 +29,8 @@ class EpisodeData(LightningDataModule):
     The training order is a pure function of seed and epoch: a killed fit resumes with the very batch that came next.
 
     Args:
-        path: HDF5 file of episodes, written by ``jepa collect`` or by stable-worldmodel; or a video file or a folder of
-            them, whose episodes have no actions (to embed).
+        path: HDF5 file of episodes, written by ``jepa collect`` or by stable-worldmodel; or a video file, a folder of
+            them, an index (.parquet) or a list (.csv), whose episodes have no actions (to embed).
         frames: Frames of a window.
         frame_skip: Environment steps from one frame to the next; their actions are concatenated.
         batch_size: Windows of a batch, on each device.
@@ -80,7 +80,7 @@ class EpisodeData(LightningDataModule):
         """The store, opened and checked at the first use."""
         if self._episodes is None:
             path = Path(self.path)
-            filmed = path.is_dir() or path.suffix.lower() in ENDINGS
+            filmed = path.is_dir() or path.suffix.lower() in (*ENDINGS, ".parquet", ".csv")
             self._episodes = VideoEpisodes(path, self.size) if filmed else Hdf5Episodes(path, memory=self.memory)
         return self._episodes
 

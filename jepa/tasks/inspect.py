@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from jepa.checkpoints.load import load, read
 from jepa.data.decoders import ENDINGS
 from jepa.data.hdf5 import Hdf5Episodes
@@ -15,9 +17,10 @@ from jepa.schema import Episodes, Specs
 from jepa.tasks.features import read_meta
 from jepa.tasks.inspect_video import summary, table
 
+PUBLISHED = (".pt", ".pth", ".tar", ".safetensors")  # endings of official weights
 
 def inspect(path: Path) -> str:
-    """Say what a dataset (.h5, or videos), a checkpoint (.ckpt) or a feature cache (folder) holds.
+    """Say what a dataset (.h5, or videos), a checkpoint (.ckpt), published weights or a feature cache (folder) hold.
 
     Args:
         path: the file or folder; of videos also an index (.parquet) or a list (.csv)
@@ -32,6 +35,8 @@ def inspect(path: Path) -> str:
         return summary(path, VideoIndex.open(path))
     if path.suffix == ".ckpt":
         return _checkpoint(path)
+    if path.suffix in PUBLISHED:
+        return _published(path)
     return _dataset(path, Hdf5Episodes(path))
 
 
@@ -49,11 +54,20 @@ def _dataset(path: Path, episodes: Episodes) -> str:
 
 def _checkpoint(path: Path) -> str:
     checkpoint, world = read(path), load(str(path))
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in world.named_children()}
-    parts = {name: f"{type(part).__name__}, {counts[name]:,} parameters" for name, part in world.named_children()}
     latent = f"{world.encoder.dim} wide, grid {world.encoder.grid}"
-    facts = {"optimiser steps": checkpoint["global_step"], **parts, "latent": latent}
+    facts = {"optimiser steps": checkpoint["global_step"], **_parts(world), "latent": latent}
     return table(f"checkpoint {path}", facts | _specs(world.specs))
+
+
+def _published(path: Path) -> str:
+    """Official weights; what was assumed of sizes that leave no trace in them is in the log."""
+    model = load(str(path))
+    return table(f"published weights {path}", _parts(model) | {"left over": ", ".join(model.leftovers) or "nothing"})
+
+
+def _parts(model: nn.Module) -> dict[str, str]:
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    return {name: f"{type(part).__name__}, {counts[name]:,} parameters" for name, part in model.named_children()}
 
 
 def _features(path: Path) -> str:

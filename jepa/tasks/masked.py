@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_choice
 from jepa.masks import Masks
 from jepa.models.masked import MaskedJEPA
 from jepa.objectives.base import Objective
@@ -47,6 +47,7 @@ class MaskedPretrain(Training):
         clip: largest norm of the gradients of the encoder, and of those of the predictor; null leaves clipping to
             the trainer's ``gradient_clip_val``.
         clip_after: fraction of the training from which on ``clip`` applies (V-JEPA clips after the warm-up).
+        compile: backend of torch.compile, e.g. inductor, worth its minutes on a GPU; null runs the model as it is.
         start: a checkpoint of another run whose weights, and the optimiser's moments where they fit, this one begins
             with; its schedules begin anew (the cooldown of V-JEPA 2).
     """
@@ -60,8 +61,11 @@ class MaskedPretrain(Training):
         image_masks: Masks | None = None,
         clip: float | None = None,
         clip_after: float = 0.0,
+        compile: str | None = None,
         start: str | None = None,
     ) -> None:
+        if compile is not None:
+            check_choice("compile", compile, torch._dynamo.list_backends(exclude_tags=()))
         if (clip is not None and clip <= 0) or not 0 <= clip_after <= 1:
             raise InputError(
                 f"MaskedPretrain(clip={clip}, clip_after={clip_after}): expected a norm above zero, or null, and a "
@@ -69,11 +73,13 @@ class MaskedPretrain(Training):
             )
         super().__init__(world, objectives, optimizer)
         self.masks, self.image_masks = masks, image_masks
-        self.clip, self.clip_after, self.start = clip, clip_after, start
+        self.clip, self.clip_after, self.start, self.backend = clip, clip_after, start, compile
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             shard(self.world, self.device_mesh)
+        if self.backend is not None:
+            self.world.compile(backend=self.backend)  # in place: the names in a checkpoint stay as they are
 
     def on_train_start(self) -> None:
         # here, not before: a fit that resumes, as Lightning knows by now, has all of it in its own checkpoint

@@ -57,6 +57,14 @@ def test_our_checkpoint_in_the_official_layout(trained, capsys):
     assert torch.equal(again.target.teacher(clip), model.target.teacher(clip))
 
 
+def test_what_was_exported_is_inspected(trained, capsys):
+    path, model = trained
+    out = path.with_name("model.pt")
+    assert main(["export", str(path), "--out", str(out)]) == 0 and main(["inspect", str(out)]) == 0
+    parameters = sum(value.numel() for value in model.encoder.parameters())
+    assert f"VideoViT, {parameters:,} parameters" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("which", ["target", "context"])
 def test_our_checkpoint_in_transformers(trained, which):
     transformers = pytest.importorskip("transformers")

@@ -99,6 +99,15 @@ def test_lengths_count_by_their_samples_and_generators_alike():
     assert seen[0]["prediction"].z.shape[0] == 1 and not seen[0]["prediction"].z.requires_grad
 
 
+def test_a_compiled_model_learns_the_same():
+    plain, compiled = task(), task(compile="eager")
+    for model in (plain, compiled):
+        trainer(2).fit(model, datamodule=Batches([clips(2)], [clips(2, seed=9)]))
+    assert furthest(weights(plain), weights(compiled)) < 1e-5
+    with pytest.raises(InputError, match="inductr"):
+        task(compile="inductr")
+
+
 def test_images_have_masks_of_their_own():
     model = task(image_masks=Masks([MultiBlock(3, (0.1, 0.1))], seed=5))
     model._trainer = trainer(1)
