@@ -170,12 +170,14 @@ class Fitted:
 
 
 def _fit_and_score(
-    features: Path, probe: Probe, target: str, reach: int, seed: int, training: dict[str, Any]
+    features: Path, probe: Probe, target: str, reach: int, labelled: float, seed: int, training: dict[str, Any]
 ) -> Fitted:
     """Fit a fresh copy of ``probe`` on one cache and score it on the cache's test split."""
     cache = FeatureCache(features)
     options = {"target": target, "reads": probe.reads, "classes": probe.classes, "reach": reach}
     train = cache.examples("train", seed=seed, **options)
+    if labelled < 1:
+        _, train = hold_out(train, labelled, seed)
     test = cache.examples("test", seed=seed + 1, **options)
     torch.manual_seed(seed)
     probe, start = copy.deepcopy(probe), time.perf_counter()
@@ -228,6 +230,7 @@ def probe(
     lr: Sequence[float] = (3e-4, 1e-3, 3e-3),
     weight_decay: Sequence[float] = (0.01,),
     reach: int = 16,
+    labelled: float = 1.0,
     seed: int = 0,
     accelerator: str = "auto",
 ) -> ProbeReport:
@@ -247,19 +250,22 @@ def probe(
         lr: peak learning rates to try.
         weight_decay: weight decays to try.
         reach: how far goals may lie, in model steps (probes that read a goal).
+        labelled: part of the training episodes whose labels are known, drawn by the seed (low-shot evaluation).
         seed: of the initial weights, the order, the goals and the bootstrap.
         accelerator: cpu, gpu or auto.
     """
     if epochs < 1 or batch < 1:
         raise InputError(f"epochs={epochs}, batch={batch}: expected at least 1 of each")
+    if not 0 < labelled <= 1:
+        raise InputError(f"labelled={labelled}: expected a part of the training episodes, above 0 and up to 1")
     if baseline is not None:
         _comparable(features, baseline)
     training = {"epochs": epochs, "batch": batch, "accelerator": accelerator}
     training |= {"lr": list(lr), "weight_decay": list(weight_decay)}
-    mine = _fit_and_score(features, probe, target, reach, seed, training)
+    mine = _fit_and_score(features, probe, target, reach, labelled, seed, training)
     beside: dict[str, Any] = {"baseline": None}
     if baseline is not None:
-        other = _fit_and_score(baseline, probe, target, reach, seed, training)
+        other = _fit_and_score(baseline, probe, target, reach, labelled, seed, training)
         beside = {"baseline": other.scores, "gain": _gain(mine, other, seed)}
     kind = type(probe)
     report = {
@@ -268,7 +274,7 @@ def probe(
         "reads": probe.reads,
         **mine.scores,
         **beside,
-        "settings": {**training, "reach": reach, "seed": seed},
+        "settings": {**training, "reach": reach, "labelled": labelled, "seed": seed},
         "software": {"jepa": jepa.__version__, "torch": torch.__version__, "lightning": lightning.__version__},
     }
     _write(Path(out), mine.probe, report)

@@ -67,6 +67,15 @@ def test_every_probe_tells_the_side(cache_path, tmp_path, kind):
     assert str(report).endswith(f"most common class {report['accuracy_of_most_common']:.3f}")
 
 
+def test_few_labels_are_whole_episodes_drawn_by_the_seed(cache_path, tmp_path):
+    whole = probe(cache_path, LinearProbe(), "x", tmp_path / "whole")
+    few = probe(cache_path, LinearProbe(), "x", tmp_path / "few", labelled=0.5)
+    assert few["episodes"]["train"] == round(0.5 * whole["episodes"]["train"]) and few["settings"]["labelled"] == 0.5
+    assert few["episodes"]["test"] == whole["episodes"]["test"]
+    with pytest.raises(InputError, match="labelled=0"):
+        probe(cache_path, LinearProbe(), "x", tmp_path / "none", labelled=0)
+
+
 def test_gradient_regression_and_the_choice_of_head(cache_path, tmp_path):
     report = probe(cache_path, AttentiveProbe(heads=2), "x,y", tmp_path / "out", epochs=30, batch=32, lr=[1e-7, 1e-2],
                    accelerator="cpu")  # fmt: skip
