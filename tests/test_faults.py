@@ -214,8 +214,8 @@ class Payload:
 CHECKPOINTS = {
     "truncated": "is truncated or damaged",
     "empty": "is truncated or damaged",
-    "a pickled object": "holds pickled objects or is no checkpoint",
-    "a pickled object in a checkpoint": "holds pickled objects or is no checkpoint",
+    "a pickled object": "holds pickled objects, or is damaged or no checkpoint",
+    "a pickled object in a checkpoint": "holds pickled objects, or is damaged or no checkpoint",
     "another program's": "was not written by `jepa fit`",
     "another version": "has checkpoint format 9, this version of jepa reads format 1",
 }

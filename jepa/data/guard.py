@@ -57,9 +57,7 @@ class Guard:
         """
         if self.seconds is None:
             return function(*args)
-        if self._child is None or not self._child.ready():
-            self.close()
-            self._child = _Child(self.seconds)
+        self.start()
         try:
             return self._child.call(function, args)
         except _Lost as lost:
@@ -70,6 +68,12 @@ class Guard:
             if self._child is not None and self._child.waiting:
                 self.close()
             raise
+
+    def start(self) -> None:
+        """Make the child now, so that it is forked by this thread and not by the one that makes the first call."""
+        if self.seconds is not None and (self._child is None or not self._child.ready()):
+            self.close()
+            self._child = _Child(self.seconds)
 
     def close(self) -> None:
         """Kill the child. The next call makes another one."""
@@ -162,9 +166,17 @@ def _fork() -> int:
     # Python 3.12 warns that a lock which another thread holds stays locked in the child. The child only runs the given
     # function: it logs nothing, draws no progress bar, and waits for none of our threads; malloc and the import system
     # mend their own locks.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+    # h5py takes its lock for the time of a fork. A collection that frees an HDF5 object in another thread would wait for
+    # that lock with the interpreter's in its hand, and neither thread would go on: none begins now.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return os.fork()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _end(pid: int, pipe: Connection, owner: int) -> None:

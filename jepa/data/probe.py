@@ -134,6 +134,7 @@ def probe_all(
     guards = [Guard(time_limit) for _ in range(count)]
     free: SimpleQueue[Guard] = SimpleQueue()
     for guard in guards:
+        guard.start()
         free.put(guard)
 
     def look(name: str) -> VideoFile:
