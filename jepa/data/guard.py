@@ -166,8 +166,8 @@ def _fork() -> int:
     # Python 3.12 warns that a lock which another thread holds stays locked in the child. The child only runs the given
     # function: it logs nothing, draws no progress bar, and waits for none of our threads; malloc and the import system
     # mend their own locks.
-    # h5py takes its lock for the time of a fork. A collection that frees an HDF5 object in another thread would wait for
-    # that lock with the interpreter's in its hand, and neither thread would go on: none begins now.
+    # h5py takes its lock for the time of a fork. A collection that frees an HDF5 object in another thread would wait
+    # for that lock with the interpreter's in its hand, and neither thread would go on: none begins now.
     collecting = gc.isenabled()
     gc.disable()
     try:
