@@ -105,15 +105,20 @@ def _write(job: tuple[Clip, Path]) -> dict[str, int]:
     """Compose and encode one clip; its labels."""
     clip, path = job
     frames, labels = compose(clip)
-    if not path.exists():
-        write_video(path, np.repeat(frames[..., None], 3, axis=-1))
+    write_video(path, np.repeat(frames[..., None], 3, axis=-1))
     return labels
 
 
 def write_split(out: Path, split: str, count: int, seed: int, workers: int) -> None:
-    """The files 00000.mp4, ... of one split, labels.csv and index.parquet; files that are there already are kept."""
+    """The files 00000.mp4, ... of one split, labels.csv and index.parquet.
+
+    Raises:
+        InputError: there are clips already, perhaps of another seed, which the labels would not fit.
+    """
     folder = out / split
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.mp4")):
+        raise InputError(f"{folder} holds clips already; remove it, or give another --out")
     jobs = [(Clip(seed, split, number), folder / f"{number:05d}.mp4") for number in range(count)]
     # spawned, not forked: this process may hold threads
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jepa.errors import InputError
 from jepa.models.layers import Block, initialise, layer_norm
 from jepa.models.positions import sincos_2d
+from jepa.models.weights import fill, read_state
 
 
 class Encoder(nn.Module):
@@ -238,18 +238,8 @@ def _pretrained_config(name: str) -> timm.models.PretrainedCfg:
 
 def _load_weights(backbone: nn.Module, path: Path, classifier: str | tuple[str, ...] | None) -> None:
     """Load a timm state dict without its classifier. Nothing in the file can run code."""
-    if not path.is_file():
-        raise InputError(f"no weights at {path}; give the path of a timm state dict (.pth or .safetensors)")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the readers raise anything
-        raise InputError(
-            f"{path} is damaged or holds more than tensors ({error.__class__.__name__}); give a timm state dict, "
-            "saved with safetensors or torch.save(model.state_dict(), ...)"
-        ) from error
+    remedy = "give a timm state dict, saved with safetensors or torch.save(model.state_dict(), ...)"
+    state = read_state(path, "the timm model", remedy)
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     kept = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
-    try:
-        backbone.load_state_dict(kept)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the timm model: {' '.join(str(error).split())[:300]}") from error
+    fill(backbone, kept, path, "the timm model")

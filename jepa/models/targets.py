@@ -7,12 +7,12 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jepa.errors import InputError
 from jepa.models.encoders import Encoder
 from jepa.models.layers import layer_norm
+from jepa.models.weights import fill, read_state
 
 
 class Target(nn.Module):
@@ -169,21 +169,10 @@ class Online(Target):
 
 def _fill(encoder: Encoder, path: Path) -> None:
     """Load the weights of an encoder, strictly."""
-    if not path.is_file():
-        raise InputError(f"no weights of a teacher at {path}; give a checkpoint of jepa fit or a .safetensors file")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the readers raise anything
-        raise InputError(
-            f"{path} is damaged or holds more than tensors and plain values ({error.__class__.__name__}); give a "
-            "checkpoint of jepa fit or a .safetensors file"
-        ) from error
+    state = read_state(path, "a teacher", "give a checkpoint of jepa fit or a .safetensors file")
     state = state.get("state_dict", state)
     for prefix in ("world.target.teacher.", "world.encoder."):
         if part := {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}:
             state = part
             break
-    try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the teacher: {' '.join(str(error).split())[:300]}") from error
+    fill(encoder, state, path, "the teacher")

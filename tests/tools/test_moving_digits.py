@@ -52,6 +52,7 @@ def test_the_tool_writes_films_and_an_index_with_labels(tmp_path, capsys):
         read = film.decode(np.arange(16))[..., 0].astype(float)
     assert read.shape == frames.shape and np.abs(read - frames).mean() < 8
     assert main([f"--out={tmp_path}", "--train=0"]) == 2 and "--train" in capsys.readouterr().err
+    assert main([f"--out={tmp_path}", "--seed=1"]) == 2 and "holds clips already" in capsys.readouterr().err
 
 
 def test_without_the_digits_it_says_what_to_install(monkeypatch):
