@@ -53,7 +53,7 @@ class Probe(nn.Module, ABC):
     """A small model fitted on frozen latents.
 
     Call :meth:`build` once, then either ``fit`` (a closed form, where the probe has one) or train by gradient with
-    :class:`probes.task.ProbeTask`.
+    :class:`probes.training.ProbeTask`.
 
     Args:
         classes: number of classes of the target; 0 means regression.

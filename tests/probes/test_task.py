@@ -15,7 +15,8 @@ from probes.cache import Examples, FeatureCache, hold_out
 from probes.linear import LinearProbe
 from probes.neighbours import NeighbourProbe
 from probes.policy import BehaviourCloning
-from probes.task import ProbeTask, predict, probe
+from probes.task import probe
+from probes.training import ProbeTask, predict
 
 
 def test_a_known_linear_map_scores_one(cache_path, tmp_path):
