@@ -19,7 +19,7 @@ from tools.benchmarks.reference import Published
 from tools.benchmarks.step import Setting, compare
 from tools.benchmarks.video import published_transform, standardise
 
-SMALL = ("--models=[tiny]", "--batch=2", "--size=64", "--frames=4", "--repeats=2")
+SMALL = ("--models=[tiny]", "--batch=2", "--size=64", "--frames=4", "--repeats=2", "--compile=false")
 
 
 def setting(positions="rotary_interleaved", **changes):

@@ -5,7 +5,7 @@ and masks, the losses are ours. Of every clip:
 
 * the whole clip is patchified for every pass, and the tokens of a mask are gathered afterwards;
 * the encoder runs once for each mask;
-* every attention builds the rotary tables of every axis anew, for queries and for keys, for each head;
+* every attention builds the rotary tables of every axis anew, for queries and for keys, and under a mask for each head;
 * the predictor makes mask tokens for all positions and gathers those it needs, then sorts context and target tokens
   by position, sample by sample, and undoes that afterwards;
 * the average of the weights follows parameter by parameter, and every step waits for the value of its loss.
@@ -25,13 +25,13 @@ from jepa.schema import Mask
 
 
 def turn(x: Tensor, place: Tensor, tiled: bool) -> Tensor:
-    """Queries or keys ``[B,heads,L,d]`` turned by the places ``[B,heads,L]`` along one axis."""
+    """Queries or keys ``[B,heads,L,d]`` turned by the places ``[B,heads,L]`` or ``[L]`` along one axis."""
     width = x.shape[-1]
     omega = 1.0 / 10000 ** (torch.arange(width // 2, dtype=x.dtype, device=x.device) / (width / 2))
     angle = place.unsqueeze(-1) * omega
     sine, cosine = angle.sin(), angle.cos()
     if tiled:
-        sine, cosine = sine.repeat(1, 1, 1, 2), cosine.repeat(1, 1, 1, 2)
+        sine, cosine = (table.repeat(*[1] * (table.ndim - 1), 2) for table in (sine, cosine))
     else:
         sine, cosine = sine.repeat_interleave(2, dim=-1), cosine.repeat_interleave(2, dim=-1)
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
@@ -55,8 +55,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, index: Tensor | None) -> Tensor:
         batch, length, width = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        index = torch.arange(length, device=x.device).expand(batch, -1) if index is None else index
-        index = index.unsqueeze(1).repeat(1, self.heads, 1)
+        if index is None:
+            index = torch.arange(length, device=x.device)
+        else:
+            index = index.unsqueeze(1).repeat(1, self.heads, 1)
         queries, keys = self._turned(qkv[0], index), self._turned(qkv[1], index)
         x = F.scaled_dot_product_attention(queries, keys, qkv[2])
         return self.proj(x.transpose(1, 2).reshape(batch, length, width))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -70,11 +73,13 @@ class Setting:
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bfloat16)
 
 
-def ours(world: MaskedJEPA, video: Tensor, masks: list[Mask], setting: Setting) -> Callable[[int], Tensor]:
+def ours(
+    world: MaskedJEPA, video: Tensor, masks: list[Mask], setting: Setting, compiled: bool = False
+) -> Callable[[int], Tensor]:
     """A step of the library: uint8 pixels, one optimiser, nobody waits for the loss."""
     objective = Regression("l1")
     optimizer = Optimizer(lr=LR, weight_decay=DECAY, warmup=0.0, final=1.0).build(world, 10**6)["optimizer"]
-    forward = torch.compile(world) if setting.compile else world
+    forward = torch.compile(world) if compiled else world
 
     def step(number: int) -> Tensor:
         with setting.precision():
@@ -107,7 +112,7 @@ def published(model: Published, video: Tensor, masks: list[Mask], setting: Setti
 
 
 def compare(name: str, setting: Setting, repeats: int) -> dict[str, Any]:
-    """Measure one model: seconds of a step in both ways, their ratio, and the FLOP/s that ours reaches."""
+    """Measure one model: seconds of a step in each way, the ratios, and the FLOP/s that ours reaches uncompiled."""
     torch.manual_seed(0)
     world = setting.world(name).to(setting.device)
     masks = setting.masks(world.encoder.positions.grid)
@@ -119,12 +124,16 @@ def compare(name: str, setting: Setting, repeats: int) -> dict[str, Any]:
         "published": published(reference, floats, masks, setting),
         "ours": ours(world, video, masks, setting),
     }
+    if setting.compile:
+        ways["compiled"] = ours(copy.deepcopy(world), video, masks, setting, compiled=True)
     difference = _difference(ways, setting)
     times = measure.interleaved(ways, repeats, setting.device)
     flops = _flops(name, setting, masks)
     product = measure.matrix_product(setting.device, torch.bfloat16 if setting.bfloat16 else torch.float32)
     reached = measure.summary(flops / times["ours"].wall)
+    beside = {"published": times["published"], "ours": times["compiled"]} if setting.compile else None
     return measure.compared(times) | {
+        "compiled": beside and measure.compared(beside),
         "model": name,
         "tokens": [[mask.context.shape[1], mask.target.shape[2]] for mask in masks],
         "largest difference of the losses": difference,
@@ -138,7 +147,7 @@ def compare(name: str, setting: Setting, repeats: int) -> dict[str, Any]:
 def _difference(ways: dict[str, Callable[[int], Tensor | float]], setting: Setting) -> float:
     """Of the losses of the first steps; what is measured must compute the same."""
     pairs = [[float(step(number)) for step in ways.values()] for number in range(CHECKED)]
-    worst = max(abs(theirs - mine) for theirs, mine in pairs)
+    worst = max(abs(theirs - loss) for theirs, *losses in pairs for loss in losses)
     assert setting.bfloat16 or worst < LIMIT, f"the losses differ by {worst}: {pairs}"
     return worst
 
@@ -163,7 +172,7 @@ def step(
     repeats: int = 7,
     device: str = "cpu",
     bfloat16: bool = False,
-    compile: bool = False,
+    compile: bool = True,
     out: Path | None = None,
 ) -> str:
     """Compare training steps: forward, backward, AdamW and the average of the weights, under 8 + 2 block masks.
@@ -178,13 +187,15 @@ def step(
         repeats: measured steps of each way
         device: cpu or cuda
         bfloat16: compute matrix products in bfloat16 (autocast); the losses are then reported, not checked
-        compile: compile our model with torch.compile
+        compile: measure our model compiled with torch.compile too, as `--model.compile=inductor` of a fit does it
         out: a JSON file to write
     """
     for name in models:
         check_choice("models", name, SIZES)
     if batch < 1 or repeats < 2:
         raise InputError(f"batch={batch} and repeats={repeats}: expected at least 1 clip and 2 repetitions")
+    if compile and device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise InputError("torch.compile found no C++ compiler here: install g++, or set compile=false")
     setting = Setting(size, frames, batch, positions, device, bfloat16, compile)
     with measure.threads(threads):
         results = [compare(name, setting, repeats) for name in models]
@@ -193,11 +204,12 @@ def step(
 
 
 def _told(result: dict[str, Any], setting: Setting) -> str:
-    product = result["flops per second of a matrix product"] / 1e9
+    product, compiled = result["flops per second of a matrix product"] / 1e9, result["compiled"]
     return measure.table(
         f"{result['model']}, {setting.batch} clips of {setting.frames} frames of {setting.size} px on {setting.device}",
         [
             *measure.lines(result),
+            *([] if compiled is None else [measure.told("compiled, times as fast", compiled["ratio"], "x")]),
             f"  {'largest difference of the losses':<36} {result['largest difference of the losses']:.1e}",
             measure.told("reached", result["flops per second"], "GFLOP/s", 1e-9, 1),
             measure.told(f"share of a product's {product:,.0f}", result["share of a matrix product"], "%", 100, 0),
