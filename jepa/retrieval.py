@@ -1,4 +1,7 @@
-"""See what a model imagines without a pixel decoder: the nearest real frame of every imagined latent."""
+"""See what a model imagines without a pixel decoder: the nearest real frame of every imagined latent.
+
+And what else faiss does for latents: :class:`ProductQuantiser` packs the tokens of a feature cache into a few bytes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from torch import Tensor
 from jepa.errors import InputError
 
 FORMAT, VERSION = "jepa-frames", 1
-SEED = 0  # of the clustering, so that an index is a function of its frames
+SEED = 0  # of the clustering, so that an index is a function of its frames, and codebooks of what they learn from
+CENTROIDS = 256  # what a byte can number
 
 
 class FrameIndex:
@@ -126,3 +130,54 @@ class FrameIndex:
         index.add(vectors)
         index.nprobe = max(1, round(self.searched * clusters))
         return index
+
+
+class ProductQuantiser:
+    """Vectors of D numbers as M bytes: each of M equal parts of a vector by its nearest of 256 centroids.
+
+    Product quantisation (Jegou et al. 2011). The codebooks alone decode, by looking the centroids up.
+
+    Args:
+        codebooks: the centroids of every part, float32 [M,256,D/M].
+    """
+
+    def __init__(self, codebooks: np.ndarray) -> None:
+        parts, _, width = codebooks.shape
+        self.codebooks = np.ascontiguousarray(codebooks, dtype=np.float32)
+        self._faiss = faiss.ProductQuantizer(parts * width, parts, 8)
+        faiss.copy_array_to_vector(self.codebooks.ravel(), self._faiss.centroids)
+
+    @classmethod
+    def train(cls, vectors: np.ndarray, parts: int) -> ProductQuantiser:
+        """Codebooks of M = ``parts`` parts for vectors like these ``[n,D]``, by k-means; always the same ones.
+
+        Raises:
+            InputError: D is no multiple of the parts, there are fewer vectors than centroids, or one is not finite.
+        """
+        count, width = vectors.shape
+        if parts < 1 or width % parts:
+            fits = ", ".join(str(m) for m in range(1, width + 1) if width % m == 0)
+            raise InputError(f"quantise={parts} bytes for {width} numbers: expected a divisor, one of {fits}")
+        if count < CENTROIDS:
+            raise InputError(f"quantise has {count} tokens to learn from, expected {CENTROIDS} or more: leave it out")
+        if not np.isfinite(vectors).all():
+            raise InputError("quantise was given a latent with NaN or infinity: check the checkpoint")
+        made = faiss.ProductQuantizer(width, parts, 8)
+        made.cp.seed = SEED
+        made.cp.min_points_per_centroid = 1  # fewer than it likes are reported by the error that is measured
+        made.train(np.ascontiguousarray(vectors, dtype=np.float32))
+        return cls(faiss.vector_to_array(made.centroids).reshape(parts, CENTROIDS, -1))
+
+    def encode(self, vectors: np.ndarray) -> np.ndarray:
+        """``[n,D]`` to uint8 ``[n,M]``."""
+        return self._faiss.compute_codes(np.ascontiguousarray(vectors, dtype=np.float32))
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """uint8 ``[n,M]`` to float32 ``[n,D]``."""
+        return self._faiss.decode(np.ascontiguousarray(codes))
+
+    def error(self, vectors: np.ndarray) -> float:
+        """Share of the variance of ``[n,D]`` that coding loses: 0 where decoding gives them back."""
+        vectors = np.asarray(vectors, dtype=np.float64)
+        lost, spread = vectors - self.decode(self.encode(vectors)), vectors - vectors.mean(0)
+        return float((lost**2).sum() / max((spread**2).sum(), np.finfo(np.float64).tiny))

@@ -83,23 +83,26 @@ class EvaluationLoader(DataLoader):
         clips: The clips, whose items are samples or failures.
         batch_size: Clips of a batch.
         failed: Is told every file that could not be read, and why.
+        read: Clips that were read before these, where a run goes on.
         options: Of the DataLoader.
 
     Raises:
-        InputError: none of the clips can be read.
+        InputError: none of the clips can be read, and none was.
     """
 
-    def __init__(self, clips: Dataset, batch_size: int, failed: dict[str, str], **options: Any) -> None:
+    def __init__(
+        self, clips: Dataset, batch_size: int, failed: dict[str, str], read: int = 0, **options: Any
+    ) -> None:
         order = DistributedSampler(clips, num_replicas=1, rank=0, shuffle=False)
         super().__init__(clips, batch_size=batch_size, sampler=order, collate_fn=collate, **options)
-        self._failed = failed
+        self._failed, self._read = failed, read
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        read = 0
+        read = self._read
         for samples in _received(super().__iter__(), self._failed, "left out"):
             read += sum(len(sample.key) for sample in samples)
             yield samples
-        total = len(self.dataset)
+        total = self._read + len(self.dataset)
         if not read:
             raise InputError(f"none of {total} clips can be read, {next(iter(self._failed.values()))}; check the files")
         if read < total:

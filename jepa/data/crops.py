@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,6 +54,10 @@ class Box(NamedTuple):
     height: int
     width: int
 
+    def within(self, outer: Box) -> Box:
+        """The same box in what is left of the frame when ``outer`` is cut out of it."""
+        return self._replace(top=self.top - outer.top, left=self.left - outer.left)
+
 
 def random_box(
     height: int,
@@ -86,6 +91,25 @@ def centre_box(height: int, width: int, aspect: float) -> Box:
     tall, wide = min(height, round(width / aspect)), min(width, round(height * aspect))
     tall, wide = max(tall, 1), max(wide, 1)
     return Box((height - tall) // 2, (width - wide) // 2, tall, wide)
+
+
+def side_boxes(height: int, width: int, aspect: float, views: int) -> list[Box]:
+    """Boxes as large as :func:`centre_box`, spread evenly along the long side of a frame, from its one end to the
+    other: the middle one is the centre box. One box is the centre box."""
+    centre = centre_box(height, width, aspect)
+    if views == 1:
+        return [centre]
+    down, right = height - centre.height, width - centre.width
+    return [
+        centre._replace(top=down * number // (views - 1), left=right * number // (views - 1)) for number in range(views)
+    ]
+
+
+def around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of them."""
+    top, left = min(box.top for box in boxes), min(box.left for box in boxes)
+    bottom, right = max(box.top + box.height for box in boxes), max(box.left + box.width for box in boxes)
+    return Box(top, left, bottom - top, right - left)
 
 
 def cut(pixels: np.ndarray, box: Box, size: tuple[int, int], flip: bool = False) -> np.ndarray:

@@ -8,7 +8,7 @@ and the thread that uses it, and closed after it: readers keep threads and memor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +24,13 @@ ENDINGS = VIDEOS + IMAGES
 DECODERS = ("decord", "pyav", "torchcodec")  # each is a file of this package
 SOURCE = re.compile(r"^\[[\d:]+\] \S+: ")  # where in its own source decord failed
 LONGEST = 160  # characters that are kept of what a library says of a file
+# height and width of a frame as shown, which only the reader knows -> top, left, height and width of a part of it
+Region = Callable[[int, int], tuple[int, int, int, int]]
+
+
+def whole(height: int, width: int) -> tuple[int, int, int, int]:
+    """The region that is all of a frame."""
+    return 0, 0, height, width
 
 
 class Unreadable(InputError):
@@ -53,13 +60,19 @@ class Reader(Protocol):
     width: int
     codec: str  # "" where the library does not tell
 
-    def decode(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (int64 [T], any order, repeats allowed) as RGB uint8 [T,H,W,3]. Nothing else is decoded than what
+    def decode(self, frames: np.ndarray, region: Region = whole) -> np.ndarray:
+        """Frames (int64 [T], any order, repeats allowed) as RGB uint8 [T,h,w,3]. Nothing else is decoded than what
         the codec needs for them.
+
+        Args:
+            frames: Their numbers.
+            region: The part of every frame that is returned: the same pixels that it has in the whole frame, which a
+                reader need not convert to RGB.
 
         Raises:
             Unreadable: the file is damaged there.
             IndexError: there is no such frame.
+            AssertionError: the region is not within the frames.
         """
 
     def close(self) -> None: ...
@@ -121,3 +134,17 @@ def check_frames(frames: np.ndarray, count: int, path: Path) -> np.ndarray:
     if frames.size and not 0 <= frames.min() <= frames.max() < count:
         raise IndexError(f"{path} has {count} frames, asked for {frames.tolist()}")
     return frames
+
+
+def box_of(region: Region, height: int, width: int, path: Path) -> tuple[int, int, int, int]:
+    """The box of a region in frames of that size, within them: top, left, height and width."""
+    top, left, tall, wide = region(height, width)
+    within = 0 <= top < top + tall <= height and 0 <= left < left + wide <= width
+    assert within, f"{path}: {tall} x {wide} pixels at {top}, {left} are not within {height} x {width}"
+    return top, left, tall, wide
+
+
+def part(pixels: np.ndarray, region: Region, path: Path) -> np.ndarray:
+    """The region of frames [...,H,W,3], as a view."""
+    top, left, height, width = box_of(region, *pixels.shape[-3:-1], path)
+    return pixels[..., top : top + height, left : left + width, :]

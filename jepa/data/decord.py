@@ -2,19 +2,23 @@
 
 decord orders its frames by the stored times, which it has as float32. It seeks at every key frame between two wanted
 frames, which costs more than decoding the frames between where key frames are dense: there the span is read through.
-It cannot decode AV1, and misplaces frames in files with leading pictures (open groups of pictures) or without stored
-times: :mod:`jepa.data.probe` finds these, and the index names another decoder for them.
+
+It decodes every frame up to the last wanted one and converts all of what it returns, which costs more than PyAV does
+for H.264. It cannot decode AV1, and misplaces frames in files with leading pictures (open groups of pictures) or
+without stored times: :mod:`jepa.data.probe` finds these, and the index names another decoder for them.
 """
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+from torch.utils.dlpack import from_dlpack
 
-from jepa.data.decoders import check_frames, missing, unreadable
+from jepa.data.decoders import Region, check_frames, missing, part, unreadable, whole
 
 # what decord raises, beside its own DECORDError, which is an Exception and no more
 FAULTS = (RuntimeError, ValueError, OSError, IndexError, AssertionError, StopIteration)
@@ -39,6 +43,7 @@ class FileReader:
 
     def __init__(self, path: Path) -> None:
         self.path, decord = path, library()
+        self._shape: tuple[int, ...] | None = None
         self._faults = (*FAULTS, decord.DECORDError)
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
@@ -48,32 +53,33 @@ class FileReader:
             raise unreadable(path, "cannot be opened as a video", error) from error
         self.times = _exact(stored - stored[0], rate)
 
-    @cached_property
-    def _shape(self) -> tuple[int, ...]:
-        """Only a decoded frame says it."""
-        return self.decode(np.zeros(1, np.int64)).shape
-
     @property
     def height(self) -> int:
-        return self._shape[1]
+        return self._seen()[1]
 
     @property
     def width(self) -> int:
-        return self._shape[2]
+        return self._seen()[2]
 
-    def decode(self, frames: np.ndarray) -> np.ndarray:
+    def decode(self, frames: np.ndarray, region: Region = whole) -> np.ndarray:
         frames = check_frames(frames, len(self.times), self.path)
         wanted, place = np.unique(frames, return_inverse=True)
         try:
-            if self._dense(wanted):
-                return self._through(wanted)[place]
-            decoded = self._reader.get_batch(wanted).asnumpy()
+            decoded = self._through(wanted) if self._dense(wanted) else _array(self._reader.get_batch(wanted))
         except self._faults as error:
             raise unreadable(self.path, "cannot be decoded", error) from error
+        self._shape = decoded.shape
+        decoded = part(decoded, region, self.path)
         return decoded if np.array_equal(wanted, frames) else decoded[place]
 
     def close(self) -> None:
         self.__dict__.pop("_reader", None)  # decord frees what it holds with the object
+
+    def _seen(self) -> tuple[int, ...]:
+        """The shape of decoded frames: only they say it."""
+        if self._shape is None:
+            self.decode(np.zeros(1, np.int64))
+        return self._shape
 
     def _dense(self, wanted: np.ndarray) -> bool:
         """Whether most steps from one wanted frame to the next meet a key frame, and the span is not long."""
@@ -89,8 +95,13 @@ class FileReader:
         for number in range(wanted[0], wanted[-1] + 1):
             frame = self._reader.next()
             if number in numbers:
-                kept.append(frame.asnumpy())
+                kept.append(_array(frame))
         return np.stack(kept)
+
+
+def _array(pixels: Any) -> np.ndarray:
+    """What decord decoded, in its own memory, which ``asnumpy`` would copy."""
+    return from_dlpack(pixels.to_dlpack()).numpy()
 
 
 def _exact(times: np.ndarray, rate: float) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from jepa.data.decoders import check_frames, unreadable
+from jepa.data.decoders import Region, check_frames, part, unreadable, whole
 
 # Pillow raises SyntaxError for some broken PNG files, and an error of its own for images that are too large
 FAULTS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -27,8 +27,8 @@ class FileReader:
             raise unreadable(path, "cannot be read as an image", error) from error
         self.height, self.width = self._pixels.shape[:2]
 
-    def decode(self, frames: np.ndarray) -> np.ndarray:
-        return self._pixels[None][check_frames(frames, 1, self.path)]
+    def decode(self, frames: np.ndarray, region: Region = whole) -> np.ndarray:
+        return part(self._pixels[None], region, self.path)[check_frames(frames, 1, self.path)]
 
     def close(self) -> None:
         """The file was closed when it was read."""

@@ -41,15 +41,29 @@ def read_table(path: Path, about: str) -> dict[str, np.ndarray | list[str]]:
     Raises:
         InputError: the file is missing, damaged, or holds something else.
     """
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read as parquet ({reason}); write it again") from error
+    table = _opened(path)
     found = (table.schema.metadata or {}).get(b"jepa", b"").decode()
     if found != about:
         raise InputError(f"{path} is {found or 'no table of jepa'!r}, expected {about!r}; write it again")
     return {name: _read(table.column(name)) for name in table.column_names}
+
+
+def read_columns(path: Path) -> dict[str, list[Any]]:
+    """The columns of a parquet file that anybody wrote, as plain values.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    table = _opened(path)
+    return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _opened(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read as parquet ({reason}); write it again") from error
 
 
 def _written(values: Sequence[Any]) -> pa.Array:

@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 
 from jepa.data import pyav
-from jepa.data.decoders import Unreadable, check_frames, missing, unreadable
+from jepa.data.decoders import Region, Unreadable, check_frames, missing, part, unreadable, whole
 
 PACKAGE = "torchcodec, install an FFmpeg with shared libraries"
 FAULTS = (RuntimeError, ValueError, OSError, IndexError)  # what torchcodec raises
@@ -60,14 +60,14 @@ class FileReader:
     def width(self) -> int:
         return self._seen()[2]
 
-    def decode(self, frames: np.ndarray) -> np.ndarray:
+    def decode(self, frames: np.ndarray, region: Region = whole) -> np.ndarray:
         frames = check_frames(frames, len(self.times), self.path)
         try:
             decoded = self._decoder.get_frames_at(frames.tolist()).data.numpy()
         except FAULTS as error:
             raise unreadable(self.path, "cannot be decoded", error) from error
         self._shape = decoded.shape
-        return decoded
+        return part(decoded, region, self.path)
 
     def close(self) -> None:
         self.__dict__.pop("_decoder", None)  # frees what it holds with the object

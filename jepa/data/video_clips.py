@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from jepa.data.anticipation import Anticipation, Ending
 from jepa.data.clip_sampling import ClipTiming, ending
-from jepa.data.crops import Box, Pixels, centre_box, cut, random_box
+from jepa.data.crops import Box, Pixels, around, cut, random_box, side_boxes
 from jepa.data.decoders import DECODERS, open_video
 from jepa.data.guard import Guard
 from jepa.data.index import VideoFile, VideoIndex
+from jepa.data.maps import map_file, read_map
 from jepa.data.random import bits, fold, unit
 from jepa.errors import InputError, check_choice, check_known
 from jepa.schema import ActionSpec, ObservationSpec, Sample, Specs
@@ -44,9 +46,14 @@ class VideoSource:
         stride: Frames of the file from one frame of a clip to the next.
         seconds: How long a clip lasts; its frames are spread evenly.
         clips: Clips of a video in one pass: one in each of so many equal segments.
+        views: Crops that ``jepa embed`` takes of a clip: 1 in the centre, or 3 along the long side, as published.
         weight: How often this dataset is drawn, in proportion to the others.
         decoder: decord, pyav or torchcodec.
         labels: Numeric columns of the index to hand on as ``state``; all by default.
+        actions: Annotated actions to anticipate: their clips, which end before them, take the place of the videos', and
+            ``clips`` is how many are drawn of each. Their labels are start and stop, in seconds, and their classes.
+        maps: A folder with a map of every file, which labels its pixels: see :mod:`jepa.data.maps`. It is relative to
+            that of the files, "." where maps lie beside them, and its names are theirs, but for the ending.
     """
 
     path: str
@@ -58,16 +65,31 @@ class VideoSource:
     weight: float = 1.0
     decoder: Literal["decord", "pyav", "torchcodec"] = "decord"
     labels: tuple[str, ...] | None = None
+    actions: Anticipation | None = None
+    maps: str | None = None
+    views: Literal[1, 3] = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
             raise InputError(f"the weight of {self.path} is {self.weight}, expected more than 0: leave the source out")
         check_choice("decoder", self.decoder, DECODERS)
-        self.timing  # checks itself
+        if self.views not in (1, 3):
+            raise InputError(f"views of {self.path} is {self.views}, expected 1 or 3: choose one")
+        if self.timing.step is None and self.actions is not None:
+            raise InputError(f"clips before the actions of {self.path} need fps or seconds, to know how long they last")
+        if self.actions is not None and self.clips > 1 and not self.actions.varies:
+            raise InputError(
+                f"clips={self.clips} draws of one action would all be the same: set its seconds to a range, or clips=1"
+            )
 
     @property
     def timing(self) -> ClipTiming:
         return ClipTiming(self.frames, self.fps, self.stride, self.seconds, self.clips)
+
+    def open(self, workers: int = 0, time_limit: float | None = 60.0) -> VideoIndex:
+        """The files, or the actions in them, row by row: see :meth:`jepa.data.index.VideoIndex.open`."""
+        index = VideoIndex.open(self.path, self.decoder, workers, time_limit)
+        return index if self.actions is None else self.actions.index(index)
 
 
 class Failure(NamedTuple):
@@ -97,34 +119,60 @@ class Request:
     pixels: Pixels
     key: int | None = None
     repeat: bool = False  # the last frame, where the video is too short
+    ending: Ending | None = None  # where the clip ends, of an action that is to be anticipated
+    map: str | None = None  # a file that labels its pixels
+    views: int = 1  # crops of a clip of evaluation
 
     def chance(self, purpose: int) -> float:
         return float(unit(fold(fold(self.key, PIXELS), purpose)))
 
-    def box(self, height: int, width: int) -> Box:
+    def boxes(self, height: int, width: int) -> list[Box]:
+        """The part of the frames that every view shows."""
         if self.key is None:
-            return centre_box(height, width, self.pixels.shape[1] / self.pixels.shape[0])
-        return random_box(height, width, int(fold(fold(self.key, PIXELS), CROP)), self.pixels.scale, self.pixels.aspect)
+            return side_boxes(height, width, self.pixels.shape[1] / self.pixels.shape[0], self.views)
+        key = int(fold(fold(self.key, PIXELS), CROP))
+        return [random_box(height, width, key, self.pixels.scale, self.pixels.aspect)]
+
+    def region(self, height: int, width: int) -> Box:
+        """The part of the frames that any view shows: no other is converted to RGB."""
+        return around(self.boxes(height, width))
 
 
-def read(request: Request) -> tuple[np.ndarray, int]:
-    """Open a file, decode the frames of a clip and no others, cut and resize: uint8 [T,h,w,C] and the first frame.
+def read(request: Request) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """Open a file, decode the frames of a clip and no others, cut and resize: uint8 [T,h,w,C] and the first frame; and
+    where the file has a map, that of the clip, [T,h,w]. Several views lie behind each other: T is views times as long.
 
     Raises:
         InputError: the file cannot be read, or became too short for a clip.
     """
     drawn = request.key is not None
     with open_video(request.file, request.decoder) as reader:
-        end = request.duration if len(reader.times) == request.frames else ending(reader.times)
-        if not request.repeat and not request.timing.fits(len(reader.times), end):
-            raise InputError(f"{request.file} is shorter than its clip: index it again, or set short to repeat")
-        place = request.chance(BEGIN) if drawn else 0.5
-        frames = request.timing.frames_at(reader.times, end, request.segment, place)
+        frames = _frames(request, reader.times)
         apart, places = np.unique(frames, return_inverse=True)  # an image is read and cut once
-        decoded = reader.decode(apart)
-    flip = drawn and request.pixels.flip and request.chance(FLIP) < 0.5
-    result = cut(decoded, request.box(*decoded.shape[1:3]), request.pixels.shape, flip)
-    return result if len(apart) == len(frames) else result[places], int(frames[0])
+        decoded = reader.decode(apart, request.region)
+        count, height, width = len(reader.times), reader.height, reader.width
+    boxes, flip = request.boxes(height, width), drawn and request.pixels.flip and request.chance(FLIP) < 0.5
+    region = around(boxes)
+    views = [cut(decoded, box.within(region), request.pixels.shape, flip) for box in boxes]
+    views = views if len(apart) == len(frames) else [view[places] for view in views]
+    labels = None
+    if request.map is not None:
+        size = request.pixels.shape
+        labels = [read_map(request.map, frames, count, (height, width), box, size) for box in boxes]
+        labels = np.concatenate(labels)
+        labels = np.ascontiguousarray(labels[..., ::-1]) if flip else labels
+    return views[0] if len(views) == 1 else np.concatenate(views), int(frames[0]), labels
+
+
+def _frames(request: Request, times: np.ndarray) -> np.ndarray:
+    """Numbers of the frames that a clip shows, int64 [T], of a file whose frames appear at ``times``."""
+    if request.ending is not None:
+        return request.ending.frames_at(times, request.timing.frames)
+    end = request.duration if len(times) == request.frames else ending(times)
+    if not request.repeat and not request.timing.fits(len(times), end):
+        raise InputError(f"{request.file} is shorter than its clip: index it again, or set short to repeat")
+    place = 0.5 if request.key is None else request.chance(BEGIN)
+    return request.timing.frames_at(times, end, request.segment, place)
 
 
 class VideoClips(Dataset):
@@ -160,11 +208,11 @@ class VideoClips(Dataset):
         time_limit: float | None = 60.0,
     ) -> None:
         check_choice("short", short, ("skip", "repeat"))
-        self.index = VideoIndex.open(source.path, source.decoder) if index is None else index
+        self.index = source.open() if index is None else index
         self.source, self.pixels, self.short, self.timing = source, pixels, short, source.timing
         self.labels = labels_of(source, self.index) if labels is None else tuple(labels)
         rows = self.index.readable if rows is None else np.asarray(rows, dtype=np.int64)
-        kept = rows if short == "repeat" else self._long_enough(rows)
+        kept = rows if short == "repeat" or source.actions is not None else self._long_enough(rows)
         self.videos = len(kept)
         self.rows, self.segments = kept.repeat(source.clips), np.tile(np.arange(source.clips), self.videos)
         self.guard = Guard(time_limit)
@@ -185,9 +233,16 @@ class VideoClips(Dataset):
 
     def __getitem__(self, item: int) -> Sample | Failure:
         """The evenly placed clip; a failure where its file cannot be read, which :func:`collate` sets apart."""
+        return self._evaluated(item, 1)
+
+    def views(self, item: int) -> Sample | Failure:
+        """The same clip, decoded once, in all views of the source: video [views*T,C,h,w], view after view."""
+        return self._evaluated(item, self.source.views)
+
+    def _evaluated(self, item: int, views: int) -> Sample | Failure:
         key = fold(bits(EVALUATION, self.rows[item]), self.segments[item])
         try:
-            return self._read(item, int(key.astype(np.int64)))
+            return self._read(item, int(key.astype(np.int64)), views=views)
         except InputError as error:
             return Failure(str(self.where(item)), str(error))
 
@@ -195,18 +250,24 @@ class VideoClips(Dataset):
         """A random clip, a function of item and key alone."""
         return self._read(item, key, key)
 
-    def _read(self, item: int, key: int, drawn: int | None = None) -> Sample:
+    def _read(self, item: int, key: int, drawn: int | None = None, views: int = 1) -> Sample:
         row = int(self.rows[item])
         file = self.index.file(row)
         repeat = self.short == "repeat" or file.kind == "image"
         stored = (str(self.where(item)), file.decoder, file.frames, file.duration)
-        request = Request(*stored, self.timing, int(self.segments[item]), self.pixels, drawn, repeat)
-        frames, first = self.guard(read, request)
+        actions, maps = self.source.actions, self.source.maps
+        ends = None if actions is None else actions.ending(self.index, row, key, self.timing.step)
+        labels = None if maps is None else str(map_file(self.index.folder / maps, file.path))
+        segment = int(self.segments[item])
+        request = Request(*stored, self.timing, segment, self.pixels, drawn, repeat, ends, labels, views)
+        frames, first, labels = self.guard(read, request)
         return Sample(
             video=torch.from_numpy(frames).permute(0, 3, 1, 2),
             state=self._state(row) if self.labels else None,
             index=torch.tensor([row, first]),
             key=torch.tensor(key),
+            ahead=None if ends is None else torch.tensor(ends.ahead),
+            maps=None if labels is None else torch.from_numpy(labels),
         )
 
     def _state(self, row: int) -> torch.Tensor:

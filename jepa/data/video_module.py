@@ -82,7 +82,7 @@ class VideoData(LightningDataModule):
         self.reading = {"pixels": Pixels(size, scale, aspect, flip), "short": short, "time_limit": time_limit}
         self.failed: dict[str, str] = {}  # file -> reason, of all that could not be read so far
         self._guard = Guard(time_limit)
-        self._indices: dict[tuple[str, str], VideoIndex] = {}
+        self._indices: dict[tuple[str, str, str], VideoIndex] = {}
         self._parts: dict[Part, list[VideoClips]] = {}
 
     @property
@@ -146,9 +146,10 @@ class VideoData(LightningDataModule):
         """The evenly placed clips of all videos, in order."""
         return self.loader(ConcatDataset(self.parts("all")))
 
-    def loader(self, clips: Dataset) -> EvaluationLoader:
-        """Evenly placed clips as batches, in order; those that cannot be read are left out, named and in ``failed``."""
-        return EvaluationLoader(clips, self.batch_size, self.failed, **self._workers())
+    def loader(self, clips: Dataset, read: int = 0) -> EvaluationLoader:
+        """Evenly placed clips as batches, in order; those that cannot be read are left out, named and in ``failed``.
+        ``read`` counts clips before these, which another process read."""
+        return EvaluationLoader(clips, self.batch_size, self.failed, read, **self._workers())
 
     def _fixed(self, part: Literal["val", "test"]) -> EvaluationLoader:
         clips = ConcatDataset(self.parts(part))
@@ -172,9 +173,9 @@ class VideoData(LightningDataModule):
 
     def _index(self, source: VideoSource) -> VideoIndex:
         """Opened once, at the first use."""
-        key = (source.path, source.decoder)
+        key = (source.path, source.decoder, repr(source.actions))
         if key not in self._indices:
-            self._indices[key] = VideoIndex.open(*key, max(1, self.workers), self.reading["time_limit"])
+            self._indices[key] = source.open(max(1, self.workers), self.reading["time_limit"])
         return self._indices[key]
 
     def _epoch(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.errors import InputError
-from jepa.models.layers import Block, initialise, layer_norm
+from jepa.models.layers import Block, initialise, layer_norm, run
 from jepa.models.positions import sincos_2d
 from jepa.models.weights import fill, read_state
 
@@ -79,6 +80,24 @@ class Encoder(nn.Module):
     def latents(self, video: Tensor) -> Tensor:
         """What a target is made of: [B,T,N,levels*D] where an encoder has several levels, else what forward gives."""
         return self(video)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks :meth:`layers` can tell apart; 0 of an encoder that is no transformer."""
+        return 0
+
+    def layers(self, video: Tensor, numbers: Sequence[int]) -> Tensor:
+        """uint8 video [B,T,C,H,W] -> what came out of the blocks of these numbers, side by side: [B,T,L*N,D].
+
+        ``numbers`` rise, from 0 to depth - 1. Each layer is normalised as the last one is, whose tokens are those of
+        ``forward``.
+        """
+        found = self.outputs(self.standardise(video).flatten(0, 1), numbers)
+        return torch.cat([layer_norm(z) if self.norm else z for z in found], dim=1).unflatten(0, video.shape[:2])
+
+    def outputs(self, images: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """Standardised images [n,C,H,W] to the tokens [n,N,D] behind each of these blocks."""
+        raise InputError(f"{type(self).__name__} gives its last layer only: leave layers out, or embed a transformer")
 
 
 class ConvNet(Encoder):
@@ -156,9 +175,19 @@ class ViT(Encoder):
         self.head = nn.Linear(width, dim) if dim != width else nn.Identity()
         self.apply(initialise)
 
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
     def features(self, images: Tensor) -> Tensor:
+        return self.outputs(images, [self.depth - 1])[0]
+
+    def outputs(self, images: Tensor, numbers: Sequence[int]) -> list[Tensor]:
         x = self.patch_embed(images).flatten(2).transpose(1, 2) + self.position
-        x = self.final_norm(self.blocks(x))
+        return [self._finish(found) for found in run(self.blocks, x, levels=numbers)]
+
+    def _finish(self, x: Tensor) -> Tensor:
+        x = self.final_norm(x)
         return self.head(x.mean(1, keepdim=True) if self.pool == "mean" else x)
 
 
@@ -209,6 +238,27 @@ class TimmBackbone(Encoder):
 
     def _channels_first(self, x: Tensor) -> Tensor:
         return x.movedim(-1, 1) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else x
+
+    @property
+    def depth(self) -> int:
+        return len(getattr(self.backbone, "feature_info", ()))
+
+    def outputs(self, images: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        options = {"indices": list(numbers), "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            try:
+                maps = self.backbone.forward_intermediates(images, **options)
+            except (AttributeError, TypeError, AssertionError) as error:  # each family of timm refuses in its own way
+                name = type(self.backbone).__name__
+                raise InputError(f"timm's {name} gives no layers of equal form ({error}): leave layers out") from error
+        if {tuple(found.shape[1:]) for found in maps} != {(self.dim, *maps[-1].shape[2:])}:
+            given = ", ".join("x".join(map(str, found.shape[1:])) for found in maps)
+            raise InputError(
+                f"layers {list(numbers)} of {type(self.backbone).__name__} differ in form ({given}), expected "
+                f"the last's {self.dim} channels in each: leave layers out, or embed a plain transformer"
+            )
+        found = [one.flatten(2).transpose(1, 2) for one in maps]
+        return [x.mean(1, keepdim=True) for x in found] if self.pool == "mean" else found
 
     def features(self, images: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

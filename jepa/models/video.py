@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,24 @@ class VideoViT(Encoder):
         grid = self.clip_grid(video)
         x = self._embed(self._standardise(self._patches(video, grid)), self.is_image(video.shape[1]))
         return self.encode(x, grid=grid).unflatten(1, (grid[0], -1))
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    def layers(self, video: Tensor, numbers: Sequence[int]) -> Tensor:
+        """The outputs of these blocks side by side, [B,T/tubelet,L*N,D], each under the last norm, as published; one
+        that is a trained level has a norm of its own."""
+        self._check(video)
+        grid = self.clip_grid(video)
+        x = self._embed(self._standardise(self._patches(video, grid)), self.is_image(video.shape[1]))
+        x = self.positions.add(x, None)
+        found = run(self.blocks, x, self.positions.rotation(x, None, grid), levels=numbers)
+        norms = {} if self.levels is None else dict(zip(self.levels, self.level_norms))
+        last = self.final_norm if self.levels is None else self.level_norms[-1]
+        found = [norms.get(number, last)(level) for number, level in zip(numbers, found)]
+        found = [layer_norm(level) for level in found] if self.norm else found
+        return torch.cat([level.unflatten(1, (grid[0], -1)) for level in found], dim=2)
 
     def visible(self, video: Tensor, keep: Tensor, packing: Packing | None = None) -> Tensor:
         """uint8 video [B,T,C,H,W] and token numbers [R,K] to latents [R,K,levels*D] of tokens that see only each other.

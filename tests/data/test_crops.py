@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from jepa.data.crops import Box, Pixels, centre_box, cut, random_box
+from jepa.data.crops import Box, Pixels, around, centre_box, cut, random_box, side_boxes
 from jepa.errors import InputError
 
 
@@ -44,6 +44,27 @@ def test_the_centre_box_has_the_aspect_of_the_result():
     assert centre_box(720, 1280, 1.0) == Box(0, 280, 720, 720)
     assert centre_box(720, 1280, 16 / 9) == Box(0, 0, 720, 1280)
     assert centre_box(100, 100, 2.0) == Box(25, 0, 50, 100)
+
+
+def test_views_lie_along_the_long_side():
+    assert side_boxes(720, 1280, 1.0, 1) == [centre_box(720, 1280, 1.0)]
+    assert side_boxes(720, 1280, 1.0, 3) == [Box(0, 0, 720, 720), Box(0, 280, 720, 720), Box(0, 560, 720, 720)]
+    assert side_boxes(99, 64, 1.0, 3) == [Box(0, 0, 64, 64), Box(17, 0, 64, 64), Box(35, 0, 64, 64)]
+    assert side_boxes(100, 100, 2.0, 3) == [Box(0, 0, 50, 100), Box(25, 0, 50, 100), Box(50, 0, 50, 100)]
+    assert side_boxes(50, 50, 1.0, 3) == [Box(0, 0, 50, 50)] * 3
+    # as published: the short side resized to the crop, which begins at 0, (long - crop) / 2 and long - crop
+    for place, box in enumerate(side_boxes(256, 340, 1.0, 3)):
+        assert box.left * 224 / 256 == pytest.approx(place * (340 * 224 / 256 - 224) / 2)
+
+
+def test_what_is_cut_out_of_a_part_is_what_is_cut_out_of_the_whole():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), dtype=np.uint8)
+    boxes = [Box(20, 31, 40, 50), Box(11, 60, 33, 21)]
+    outer = around(boxes)
+    assert outer == Box(11, 31, 49, 50) and around(boxes[:1]) == boxes[0]
+    part = pixels[:, outer.top : outer.top + outer.height, outer.left : outer.left + outer.width]
+    for box in boxes:
+        np.testing.assert_array_equal(cut(part, box.within(outer), (16, 24)), cut(pixels, box, (16, 24)))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96), (300, 200)])

@@ -171,3 +171,32 @@ def test_unknown_labels_are_refused(folder):
 
 def test_items_are_samples(folder):
     assert isinstance(clips(folder)[0], Sample)
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_views_of_a_clip_are_its_ends_and_its_middle(tmp_path, tall):
+    """Three stripes along the long side, a third each; frames get brighter."""
+    stripes = np.repeat(np.array([40, 100, 160], dtype=np.uint8), 32)
+    picture = np.broadcast_to(stripes[:, None] if tall else stripes, (96, 32) if tall else (32, 96))
+    film(tmp_path / "a.mp4", (picture + 4 * np.arange(12, dtype=np.uint8)[:, None, None])[..., None].repeat(3, 3))
+    held = clips(tmp_path, frames=3, clips=2, views=3, size=32)
+    assert len(held) == 2, "views are not items: training and validation never see them"
+    for item in range(2):
+        sample, centre = held.views(item), held[item]
+        assert sample.video.shape == (9, 3, 32, 32) and torch.equal(sample.index, centre.index)
+        apart = sample.video.unflatten(0, (3, 3))
+        assert torch.equal(apart[1], centre.video)
+        expected = np.array([40, 100, 160])[:, None] + 4 * (int(sample.index[1]) + np.arange(3))
+        assert np.abs(apart.float().mean((2, 3, 4)).numpy() - expected).max() < 4
+    assert torch.equal(clips(tmp_path, frames=3, size=32).views(0).video, clips(tmp_path, frames=3, size=32)[0].video)
+    with pytest.raises(InputError, match="views of .* is 2, expected 1 or 3"):
+        VideoSource(str(tmp_path), views=2)
+
+
+def test_a_loader_that_goes_on_may_find_nothing_more_to_read(folder, tmp_path):
+    film(tmp_path / "a.mp4", 20)
+    held = clips(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(b"broken")
+    with pytest.raises(InputError, match="none of 1 clips can be read"):
+        list(EvaluationLoader(held, 1, {}))
+    assert not list(EvaluationLoader(held, 1, {}, read=4))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -18,9 +19,11 @@ from jepa.models.targets import EMA
 from jepa.models.video import VideoViT
 from jepa.models.world import WorldModel
 from jepa.schema import ActionSpec, ObservationSpec, Sample, Specs
+from jepa.tasks.construction import Column
 from jepa.tasks.embed import embed, write_cache
-from jepa.tasks.features import Column, fingerprint
+from jepa.tasks.features import fingerprint
 from jepa.tasks.latents import Settings
+from probes.cache import FeatureCache
 
 LENGTHS = (7, 1, 12, 5)
 SPLITS = {"train": [0, 2], "val": [1], "test": [3]}
@@ -73,13 +76,13 @@ def test_every_frame_is_where_the_offsets_say(tmp_path, batch):
     world = Double()
     out = write_cache(world, Frames(), SPLITS, tmp_path / "cache", settings=Settings(batch=batch, dtype="float32"))
     numbers = np.concatenate([np.arange(LENGTHS[e]) + 10 * e for e in (0, 2, 1, 3)])
-    features = np.load(out / "features.npy", allow_pickle=False)
+    features = FeatureCache(out).column("features")[:]
     assert np.array_equal(features, np.broadcast_to((2 * numbers[:, None] + np.arange(3))[..., None], (25, 3, 2)))
     assert np.array_equal(np.load(out / "offsets.npy"), [0, 7, 19, 20, 25])
-    assert np.allclose(np.load(out / "action.npy")[:, 0], numbers / 100)
-    assert np.array_equal(np.load(out / "state.npy")[:, 0], -numbers)
-    assert np.load(out / "terminated.npy").dtype == bool
-    assert all(size == batch for size in world.batches[:-1]) or batch == 1000
+    assert np.allclose(FeatureCache(out).column("action")[:][:, 0], numbers / 100)
+    assert np.array_equal(FeatureCache(out).column("state")[:][:, 0], -numbers)
+    assert FeatureCache(out).column("terminated")[:].dtype == bool
+    assert all(size == batch for size in world.batches[1:-1]), "behind the one frame that tells the shape"
     meta = json.loads((out / "meta.json").read_text())
     assert meta["splits"] == SPLITS and (meta["tokens"], meta["width"]) == (3, 2)
     assert Specs.from_dict(meta["specs"]) == Frames.specs
@@ -87,17 +90,20 @@ def test_every_frame_is_where_the_offsets_say(tmp_path, batch):
 
 def test_pooling_and_half_precision(tmp_path):
     out = write_cache(Double(), Frames(), SPLITS, tmp_path / "cache", settings=Settings(pool="mean"))
-    features = np.load(out / "features.npy")
+    features = FeatureCache(out).column("features")[:]
     assert features.shape == (25, 1, 2) and features.dtype == np.float16
     assert np.array_equal(features[:7, 0, 0], 2 * np.arange(7) + 1)
 
 
 def test_the_same_cache_is_kept_and_another_is_never_mixed_in(tmp_path):
-    out = write_cache(Double(), Frames(), SPLITS, tmp_path / "cache", checkpoint="first.ckpt")
+    (tmp_path / "first.ckpt").write_bytes(b"weights")
+    out = write_cache(Double(), Frames(), SPLITS, tmp_path / "cache", checkpoint=str(tmp_path / "first.ckpt"))
+    known = hashlib.sha256(b"weights").hexdigest()
+    assert json.loads((out / "meta.json").read_text())["checkpoint_hash"] == known
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     world = Double()
     assert write_cache(world, Frames(), SPLITS, out) == out and not world.batches
-    with pytest.raises(InputError, match=r"made from other weights \(its checkpoint: first.ckpt\)"):
+    with pytest.raises(InputError, match=r"made from other weights \(its checkpoint: .*first.ckpt\)"):
         write_cache(Double(3.0), Frames(), SPLITS, out)
     with pytest.raises(InputError, match="made from other dtype, pool"):
         write_cache(Double(), Frames(), SPLITS, out, settings=Settings(dtype="float32", pool="mean"))
@@ -239,7 +245,7 @@ def test_a_recorded_file_resized_and_split_as_in_the_fit(recorded, tmp_path):
     )
     with torch.no_grad():
         expected = world.encode(batch)[0, 0]
-    assert np.allclose(np.load(out / "features.npy")[begin + 3], expected, atol=1e-5)
+    assert np.allclose(FeatureCache(out).column("features")[:][begin + 3], expected, atol=1e-5)
 
 
 def test_parts_and_limits(recorded, tmp_path):
@@ -259,7 +265,7 @@ def test_a_real_video_is_embedded_frame_by_frame(tmp_path):
     world.bind(Specs(ActionSpec((-1.0,), (1.0,), (0.0,), (1.0,)), ObservationSpec(32, 32)))
     data = EpisodeData(clip, size=32)
     out = embed(world, data, tmp_path / "features", splits=("train",), dtype="float32")
-    features = np.load(out / "features.npy", allow_pickle=False)
+    features = FeatureCache(out).column("features")[:]
     assert features.shape == (250, 1, 8)
     one = data.episodes.read(0, [137]).video.unsqueeze(0)
     assert np.allclose(features[137], world.encoder(one)[0, 0].detach().numpy(), atol=1e-5)

@@ -52,7 +52,10 @@ class Clips:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: int) -> Sample | Failure:
+    def where(self, item: int) -> Path:
+        return self.index.where(int(self.rows[item]))
+
+    def views(self, item: int) -> Sample | Failure:
         row, clip, frames = int(self.rows[item]), item % 2, self.timing.frames
         if (row, clip) in self.broken:
             return Failure(str(self.index.where(row)), "the file is broken")
@@ -101,13 +104,14 @@ def films(**options) -> Films:
 
 def test_every_clip_is_a_row_and_every_video_an_episode(tmp_path):
     out = embed(Tubelets(), films(), tmp_path / "cache", dtype="float32")
-    features, meta = np.load(out / "features.npy"), json.loads((out / "meta.json").read_text())
+    features, meta = FeatureCache(out).column("features")[:], json.loads((out / "meta.json").read_text())
     bright = 10 * np.repeat(np.arange(12), 2) + np.tile([0, 1], 12)
     assert features.shape == (24, 2 * 3, 2) and np.array_equal(features[..., 0], bright[:, None].repeat(6, 1))
     assert features[7, :, 1].tolist() == [0, 1, 2, 10, 11, 12]
     assert np.array_equal(np.load(out / "offsets.npy"), np.arange(0, 25, 2))
-    assert np.array_equal(np.load(out / "start.npy"), np.tile([0, 10], 12))
-    assert np.array_equal(np.load(out / "state.npy")[::2], np.stack([np.arange(12) % 3, np.arange(12) * 10], 1))
+    assert np.array_equal(FeatureCache(out).column("start")[:], np.tile([0, 10], 12))
+    labels = np.stack([np.arange(12) % 3, np.arange(12) * 10], 1)
+    assert np.array_equal(FeatureCache(out).column("state")[::2], labels)
     assert (meta["steps"], meta["tokens"], meta["width"]) == (2, 3, 2)
     assert meta["splits"] == {"train": [*range(8)], "val": [8, 9], "test": [10, 11]}
     assert meta["files"] == [f"{row}.mp4" for row in range(12)] and meta["left_out"] == []
@@ -117,12 +121,12 @@ def test_every_clip_is_a_row_and_every_video_an_episode(tmp_path):
 
 @pytest.mark.parametrize("pool, shape", [("space", (2, 1)), ("time", (1, 3)), ("mean", (1, 1))])
 def test_pooling_over_the_tokens_of_a_step_or_over_steps(tmp_path, pool, shape):
-    whole = np.load(embed(Tubelets(), films(), tmp_path / "whole", dtype="float32") / "features.npy")
+    whole = FeatureCache(embed(Tubelets(), films(), tmp_path / "whole", dtype="float32")).features[:]
     out = embed(Tubelets(), films(), tmp_path / "pooled", dtype="float32", pool=pool)
     axes = {"space": 2, "time": 1, "mean": (1, 2)}[pool]
     expected = whole.reshape(24, 2, 3, 2).mean(axes, keepdims=True).reshape(24, -1, 2)
     meta = json.loads((out / "meta.json").read_text())
-    assert (meta["steps"], meta["tokens"]) == shape and np.allclose(np.load(out / "features.npy"), expected)
+    assert (meta["steps"], meta["tokens"]) == shape and np.allclose(FeatureCache(out).column("features")[:], expected)
 
 
 def test_probes_see_steps_and_read_the_labels(tmp_path):
@@ -142,12 +146,12 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path, caplog):
     assert meta["files"] == [f"{row}.mp4" for row in range(12) if row not in (3, 10)]
     assert meta["splits"] == {"train": [*range(7)], "val": [7, 8], "test": [9]}
     assert np.diff(np.load(out / "offsets.npy")).tolist() == [2, 2, 2, 2, 1, 2, 2, 2, 2, 2]
-    features = np.load(out / "features.npy")
+    features = FeatureCache(out).column("features")[:]
     assert len(features) == 19 and features[-1, 0, 0] == 111, "the header counts the rows that came"
     assert "/films/one/3.mp4" in caplog.text
     baseline = embed(Tubelets(2.0), films(broken=broken[:-1]), tmp_path / "other", dtype="float32")
     with pytest.raises(InputError, match="differs from .* in splits"):
-        probe(out, LinearProbe(), "level", tmp_path / "report", baseline=baseline)
+        probe(out, LinearProbe(), "level", tmp_path / "report", baselines={"untrained": baseline})
 
 
 def test_a_part_of_several_datasets(tmp_path):
@@ -155,7 +159,7 @@ def test_a_part_of_several_datasets(tmp_path):
     out = embed(Tubelets(), data, tmp_path / "cache", splits=["train", "test"], dtype="float32", limit=3)
     meta = json.loads((out / "meta.json").read_text())
     assert meta["splits"] == {"train": [0, 1, 2], "test": [3]} and meta["source"] == "films/one, films/two"
-    assert np.load(out / "features.npy")[::2, 0, 0].tolist() == [0, 40, 0, 70]
+    assert FeatureCache(out).column("features")[:][::2, 0, 0].tolist() == [0, 40, 0, 70]
 
 
 def test_the_same_cache_is_kept_and_another_is_not_mixed_in(tmp_path, caplog):
@@ -195,15 +199,15 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, mon
     class Usage:
         free: int
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(24 * (12 * 2 + 8 + 8) - 1))
-    with pytest.raises(InputError, match="cache needs 0.0 MB, 0.0 MB are free: make room, set pool"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(24 * (12 * 2 + 8 + 8 + 16) - 1))
+    with pytest.raises(InputError, match="cache needs 0.0 MB, 0.0 MB are free: make room, set pool or quantise"):
         embed(Tubelets(), films(), tmp_path / "cache")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(24 * (12 * 2 + 8 + 8)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(24 * (12 * 2 + 8 + 8 + 16)))
     with caplog.at_level("INFO"):
         out = embed(Tubelets(), films(), tmp_path / "cache")
     assert "cache needs 0.0 MB" in caplog.text
-    data = sum(np.load(out / f"{name}.npy").nbytes for name in ("features", "start", "state"))
-    assert data == 24 * (12 * 2 + 8 + 8)
+    data = sum(FeatureCache(out).column(name).nbytes for name in ("features", "start", "state", "segment", "view"))
+    assert data == 24 * (12 * 2 + 8 + 8 + 16)
 
 
 def test_bfloat16_is_close_and_the_type_is_that_of_the_cache(tmp_path):
@@ -218,7 +222,7 @@ def test_bfloat16_is_close_and_the_type_is_that_of_the_cache(tmp_path):
     torch.manual_seed(0)
     world = Linear()
     exact, rounded = (
-        np.load(embed(world, films(), tmp_path / name, dtype="float32", precision=name) / "features.npy")
+        FeatureCache(embed(world, films(), tmp_path / name, dtype="float32", precision=name)).features[:]
         for name in ("float32", "bfloat16")
     )
     assert rounded.dtype == np.float32 and not np.array_equal(exact, rounded)

@@ -138,7 +138,7 @@ class Wanderer:
 
 def test_goals_come_from_the_test_episodes_only(tmp_path, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "rooms/episodes", ROOMS)
-    monkeypatch.setattr("jepa.tasks.plan.Hdf5Episodes", Wanderer)
+    monkeypatch.setattr("jepa.tasks.judging.Hdf5Episodes", Wanderer)
     report = run(tmp_path, protocol="rooms/episodes", episodes=tmp_path / "some.h5", horizon=9)
     _, _, test = split(Wanderer(""))
     with np.load(tmp_path / "trajectories.npz", allow_pickle=False) as file:

