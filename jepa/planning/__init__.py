@@ -1,10 +1,16 @@
 """Planning in latent space: costs over imagined latents, planners that see only a cost, and the MPC policy."""
 
-from jepa.planning.agent import MPC, check_specs
+from jepa.planning.agent import MPC, check_specs, imagined
+from jepa.planning.categorical import CategoricalCEM
+from jepa.planning.collocation import Collocation
 from jepa.planning.costs import ActionPenalty, Cost, GoalLatent, WeightedSum
 from jepa.planning.gradient import GradientPlanner
+from jepa.planning.gradient_free import Nevergrad
 from jepa.planning.knots import Knots, coloured_noise, shift
+from jepa.planning.mcts import GoalGame, TreeSearch
 from jepa.planning.mppi import MPPI
+from jepa.planning.readings import Constraint, Proprioception, Return
+from jepa.planning.risk import Disagreement, Risk
 from jepa.planning.sampling import CEM, ICEM, RandomShooting
 
 __all__ = [
@@ -13,13 +19,24 @@ __all__ = [
     "MPC",
     "MPPI",
     "ActionPenalty",
+    "CategoricalCEM",
+    "Collocation",
+    "Constraint",
     "Cost",
+    "Disagreement",
+    "GoalGame",
     "GoalLatent",
     "GradientPlanner",
     "Knots",
+    "Nevergrad",
+    "Proprioception",
     "RandomShooting",
+    "Return",
+    "Risk",
+    "TreeSearch",
     "WeightedSum",
     "check_specs",
     "coloured_noise",
+    "imagined",
     "shift",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +12,12 @@ from torch import Tensor
 from jepa.errors import InputError
 from jepa.planning.costs import Cost
 from jepa.planning.knots import shift
-from jepa.schema import Plan, Planner, Problem, Sample, Specs, World
+from jepa.schema import Dynamics, Plan, Planner, Problem, Proposal, Sample, Specs, World
 
-_MUST_AGREE = ("action.low", "action.high", "observation.height", "observation.width", "observation.channels")
+_MUST_AGREE = (
+    *("action.low", "action.high", "action.choices"),
+    *("observation.height", "observation.width", "observation.channels"),
+)
 
 
 def check_specs(world: Specs, task: Specs) -> None:
@@ -26,6 +31,79 @@ def check_specs(world: Specs, task: Specs) -> None:
         )
 
 
+def forecast_steps(world: World, z: Tensor, past: Tensor | None, virtual: Tensor, action: Tensor) -> Tensor:
+    """All one-step forecasts along a virtual path at once: teacher forcing, of a world that has ``predict``.
+
+    Args:
+        world: its ``predict`` maps z [B,T,N,D] and raw actions [B,T,A] to what follows each
+        z: context [B,T,N,D], the present last
+        past: raw actions of the context [B,T-1,A]; None if T = 1
+        virtual: the path [B,S,H,N,D], where virtual[:, :, h] stands after action h
+        action: raw plans [B,S,H,A]
+
+    Returns:
+        [B,S,H,N,D]: step h forecasts virtual[:, :, h] from all that is before
+    """
+    before, plans = z.shape[1] - 1, action.shape[1]
+    frames = torch.cat([z.unsqueeze(1).expand(-1, plans, -1, -1, -1), virtual[:, :, :-1]], dim=2)
+    if past is not None:
+        action = torch.cat([past.unsqueeze(1).expand(-1, plans, -1, -1), action], dim=2)
+    return world.predict(frames.flatten(0, 1), action.flatten(0, 1))[:, before:].unflatten(0, action.shape[:2])
+
+
+def imagined(
+    world: World,
+    cost: Cost,
+    z: Tensor,
+    goal: Tensor,
+    past: Tensor | None,
+    horizon: int,
+    chunk: int | None = None,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+    proprio: Tensor | None = None,
+) -> Problem:
+    """What a planner is asked when it is to reach a goal in the imagination of a world.
+
+    Args:
+        world: what forecasts
+        cost: what makes a forecast good
+        z: context [B,T,N,D], the present last
+        goal: latents of the goals [B,1,N,D]
+        past: raw actions of the context [B,T-1,A]; None if T = 1
+        horizon: H, model steps of a plan
+        chunk: candidates per environment in one rollout; all by default
+        device: where the world is
+        generator: the planner's only source of chance
+        proprio: of the context [B,T,P], for a world whose rollouts want it
+    """
+    space = world.specs.action
+    roll = world.rollouts if cost.members else world.rollout
+    if proprio is not None:
+        roll = partial(roll, proprio=proprio)
+
+    def score(forecast: Tensor, action: Tensor) -> Tensor:
+        return cost(forecast, goal, space.normalise(action))
+
+    def price(action: Tensor) -> Tensor:
+        parts = action.split(chunk or action.shape[1], dim=1)
+        return torch.cat([score(roll(z, part, past), part) for part in parts], dim=1)
+
+    dynamics = None
+    if hasattr(world, "predict") and not cost.members and proprio is None:
+        dynamics = Dynamics(
+            lambda action: roll(z, action, past),
+            lambda virtual, action: forecast_steps(world, z, past, virtual, action),
+            score,
+        )
+    return Problem(price, space, horizon, len(z), device, generator, dynamics)
+
+
+def _ready(part: object, device: str) -> Any:
+    """Modules are moved to the device and put into evaluation mode."""
+    return part.to(device).eval() if isinstance(part, torch.nn.Module) else part
+
+
 class MPC:
     """Acts by planning in the latent space of a world model: a Policy over a batch of environments.
 
@@ -34,8 +112,9 @@ class MPC:
     The world is shown pixels and proprioception, never the privileged state.
 
     A planner that leaves ``elites [B,W,H,A]`` in the trace of its plan gets them back, shifted, behind the warm start:
-    it is then [B,1+W,H,A]. ``seconds`` lists, for every call that planned, the time of the stages ``encode``, ``plan``
-    and ``total``.
+    it is then [B,1+W,H,A]. What a ``proposal`` guesses stands behind those; where there is no plan yet, its first guess
+    is the warm start. ``seconds`` lists, for every call that planned, the time of the stages ``encode``, ``plan`` and
+    ``total``.
 
     Args:
         world: forecasts latents; its specs say what an action is; a module is moved to the device and put into
@@ -48,6 +127,7 @@ class MPC:
         chunk: candidates per environment in one rollout, to bound the memory; all by default
         device: where the world is
         seed: of the planner's noise; it starts anew when all environments are reset
+        proposal: guesses plans from the latents of the present and of the goal, for the planner to start from
     """
 
     def __init__(
@@ -61,15 +141,21 @@ class MPC:
         chunk: int | None = None,
         device: str = "cpu",
         seed: int = 0,
+        proposal: Proposal | None = None,
     ) -> None:
-        self.world = world.to(device).eval() if isinstance(world, torch.nn.Module) else world
-        self.planner, self.cost = planner, cost
+        self.world, self.proposal = _ready(world, device), _ready(proposal, device)
+        self.planner, self.cost = planner, cost.to(device)
         self.horizon, self.execute, self.chunk = horizon, execute, chunk
         self.history = world.specs.evaluation.history if history is None else history
         if not 1 <= execute <= horizon or self.history < 1 or (chunk is not None and chunk < 1):
             raise InputError(
                 f"MPC wants 1 <= execute <= horizon, history >= 1 and chunk >= 1, was given execute={execute}, "
                 f"horizon={horizon}, history={self.history}, chunk={chunk}"
+            )
+        if cost.members and not hasattr(world, "rollouts"):
+            raise InputError(
+                f"the cost is over the members of an ensemble, but a {type(world).__name__} is one world; use "
+                "jepa.models.ensemble.EnsembleWorld, or a cost without risk and disagreement"
             )
         self.space, self.device, self.seed = world.specs.action, device, seed
         self.seconds: dict[str, list[float]] = {"encode": [], "plan": [], "total": []}
@@ -195,18 +281,19 @@ class MPC:
             z, goal = self._z[rows, -frames:], self._goal_z[rows]
             past = self._past[rows, self.history - frames :] if frames > 1 else None
 
-        def cost(action: Tensor) -> Tensor:
-            parts = action.split(self.chunk or action.shape[1], dim=1)
-            return torch.cat([self._score(z, past, goal, part) for part in parts], dim=1)
+        about = (self.horizon, self.chunk, self.device, self._generator)
+        problem = imagined(self.world, self.cost, z, goal, past, *about)
+        self._keep(self.planner.plan(problem, self._start(rows, warm)), rows)
 
-        problem = Problem(cost, self.space, self.horizon, len(rows), self.device, self._generator)
-        start = self._warm[rows] if warm else None
-        if start is not None and start.shape[1] == 1:
-            start = start[:, 0]
-        self._keep(self.planner.plan(problem, start), rows)
-
-    def _score(self, z: Tensor, past: Tensor | None, goal: Tensor, action: Tensor) -> Tensor:
-        return self.cost(self.world.rollout(z, action, past), goal, self.space.normalise(action))
+    def _start(self, rows: Tensor, warm: bool) -> Tensor | None:
+        """Raw plans [b,H,A] or [b,W,H,A] that the planner starts from: the last one, its elites, what is proposed."""
+        starts = [self._warm[rows]] if warm else []
+        if self.proposal is not None:
+            starts.append(self.proposal.propose(self._z[rows, -1], self._goal_z[rows, 0], self.horizon))
+        if not starts:
+            return None
+        start = torch.cat(starts, dim=1)
+        return start[:, 0] if start.shape[1] == 1 else start
 
     def _keep(self, plan: Plan, rows: Tensor) -> None:
         """Queue the first steps of the plan and shift the rest to where the next decision begins."""

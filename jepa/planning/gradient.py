@@ -15,12 +15,32 @@ from jepa.schema import Plan, Problem
 _DECAY, _SQUARE_DECAY, _EPSILON = 0.9, 0.999, 1e-8  # of Kingma & Ba
 
 
+class Adam:
+    """The update of Kingma & Ba (2015), written out: an optimiser object would read its step count on the host."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.first, self.second = torch.zeros_like(like), torch.zeros_like(like)
+        self.steps = 0
+
+    def step(self, gradient: Tensor, lr: float) -> Tensor:
+        """What is to be subtracted."""
+        self.steps += 1
+        self.first = _DECAY * self.first + (1 - _DECAY) * gradient
+        self.second = _SQUARE_DECAY * self.second + (1 - _SQUARE_DECAY) * gradient.square()
+        size = (self.second / (1 - _SQUARE_DECAY**self.steps)).sqrt() + _EPSILON
+        return lr / (1 - _DECAY**self.steps) * self.first / size
+
+
+def cosine(lr: float, steps: int) -> list[float]:
+    """Step sizes that fall from ``lr`` to zero."""
+    return [lr * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+
+
 class GradientPlanner:
     """Projected Adam (Kingma & Ba 2015) on normalised actions, from many starts; the best plan that was seen wins.
 
     One published planner builds an Adam and never steps it, so that its comparison of Adam with plain gradient descent
-    is one of plain gradient descent with itself. Here the update is written out, because an optimiser object would
-    read its step count on the host.
+    is one of plain gradient descent with itself.
 
     The first start is the warm start or the mean action, the others are drawn around it. The cost must be
     differentiable. Its graph holds all candidates at once, whatever the ``chunk`` of the policy.
@@ -74,23 +94,20 @@ class GradientPlanner:
         std = torch.full_like(start[:, 0], self.std if warm is None else self.warm_std)
         knots = draw(space, start[:, 0], std, start[:, 1:], self.candidates, self.beta)
         best, best_cost, trace = start[:, 0], start.new_full((len(start),), torch.inf), []
-        first, second = torch.zeros_like(knots), torch.zeros_like(knots)
-        for step, lr in enumerate(self._rates(self.first_iterations if warm is None else self.iterations), start=1):
+        adam = Adam(knots)
+        for lr in self._rates(self.first_iterations if warm is None else self.iterations):
             cost, gradient = space.slope(knots)
-            best, best_cost = better(best, best_cost, *_winner(knots, cost))
+            best, best_cost = better(best, best_cost, *winner(knots, cost))
             trace.append(best_cost)
-            first = _DECAY * first + (1 - _DECAY) * gradient
-            second = _SQUARE_DECAY * second + (1 - _SQUARE_DECAY) * gradient.square()
-            size = (second / (1 - _SQUARE_DECAY**step)).sqrt() + _EPSILON
-            knots = space.clamp(knots - lr / (1 - _DECAY**step) * first / size)
-        best, best_cost = better(best, best_cost, *_winner(knots, space.cost(knots)))
+            knots = space.clamp(knots - adam.step(gradient, lr))
+        best, best_cost = better(best, best_cost, *winner(knots, space.cost(knots)))
         return Plan(space.raw(best), best_cost, {"best": torch.stack([*trace, best_cost])})
 
     def _rates(self, steps: int) -> list[float]:
-        return [self.lr * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+        return cosine(self.lr, steps)
 
 
-def _winner(knots: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+def winner(knots: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
     """The cheapest of [B,S,K,a] as [B,K,a], with its cost [B]."""
     plan, value = cheapest(knots, cost, 1)
     return plan[:, 0], value[:, 0]

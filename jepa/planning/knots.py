@@ -9,6 +9,7 @@ actions is below one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -60,6 +61,11 @@ class Knots:
 
     def __init__(self, problem: Problem, hold: int) -> None:
         space = problem.space
+        if space.choices:
+            raise InputError(
+                f"this planner searches continuous actions, but the action is one of {space.choices} choices; use "
+                "jepa.planning.CategoricalCEM or jepa.planning.TreeSearch"
+            )
         if min(space.std) <= 0 or not all(map(math.isfinite, (*space.mean, *space.std))):
             raise InputError(
                 f"planning needs finite action statistics with std above 0, was given mean={space.mean} and "
@@ -117,10 +123,11 @@ class Knots:
     def _score(self, action: Tensor) -> Tensor:
         return self.problem.cost(action).float().nan_to_num(nan=torch.inf)
 
-    def slope(self, knots: Tensor) -> tuple[Tensor, Tensor]:
+    def slope(self, knots: Tensor, loss: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """[B,S,K,a] -> costs [B,S] and their gradients [B,S,K,a], zero where they are not numbers.
 
-        Clipping at the bounds lets the gradient through, or an action at its bound could never leave it. Works under
+        ``loss`` of raw actions [B,S,H,A] -> [B,S] takes the place of the problem's cost. Clipping at
+        the bounds lets the gradient through, or an action at its bound could never leave it. Works under
         ``torch.inference_mode``, as long as the tensors that the cost closes over were made outside of it.
 
         Raises:
@@ -128,7 +135,7 @@ class Knots:
         """
         with torch.inference_mode(False), torch.enable_grad():
             action = self.raw(knots.detach()).requires_grad_()
-            cost = self._score(action)
+            cost = self._score(action) if loss is None else loss(action)
             gradient = None
             if cost.requires_grad:
                 (gradient,) = torch.autograd.grad(cost.sum(), action, allow_unused=True)

@@ -60,3 +60,13 @@ def test_penalties(futures):
 def test_wrong_arguments_are_refused(make):
     with pytest.raises(InputError):
         make()
+
+
+def test_channels_weigh_the_parts_of_a_latent(futures):
+    z, goal, action = futures
+    part = GoalLatent(channels=(4, 6), reduce="sum")(z, goal, action)
+    assert torch.allclose(part, GoalLatent(reduce="sum")(z[..., 4:], goal[..., 4:], action))
+    with pytest.raises(InputError, match="latents have 6 channels"):
+        GoalLatent(channels=(4, 7))(z, goal, action)
+    with pytest.raises(InputError, match="first < end"):
+        GoalLatent(channels=(4, 4))

@@ -1,0 +1,62 @@
+"""Small parts beside a world model, each in a file of its own: what it is, its options, and its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from jepa.errors import InputError
+from jepa.models.weights import fill
+
+_KEY = "jepa"
+
+
+def save_part(part: nn.Module, path: Path | str, options: dict[str, Any]) -> None:
+    """Write a .safetensors file, whole or not at all, that :func:`open_part` reads.
+
+    Args:
+        part: whose weights and buffers are kept
+        path: of the file
+        options: plain values that build the part again
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is to hold weights; give it a name that ends in .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    meta = {_KEY: json.dumps({"part": type(part).__name__, "options": options})}
+    save_file({name: value.detach().cpu().contiguous() for name, value in part.state_dict().items()}, partial, meta)
+    os.replace(partial, path)
+
+
+def read_options(path: Path | str, kind: str) -> dict[str, Any]:
+    """The options of a part that :func:`save_part` wrote.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no {kind} at {path}; fit one and save it there")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}); fit and save the {kind} again") from error
+    if not isinstance(about, dict) or about.get("part") != kind or not isinstance(about.get("options"), dict):
+        found = about.get("part") if isinstance(about, dict) else None
+        raise InputError(f"{path} holds {found or 'other weights'}, not a {kind}; give the file of a {kind}")
+    return about["options"]
+
+
+def load_weights(part: nn.Module, path: Path | str) -> None:
+    """Fill a part, built from its options, with the weights of its file."""
+    with safe_open(Path(path), "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    fill(part, state, Path(path), type(part).__name__)
