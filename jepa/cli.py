@@ -18,8 +18,12 @@ usage: jepa VERB [-c CONFIG] [--key.path=value ...]
   embed     write the frozen latents of a dataset into a feature cache
   probe     fit a linear, attentive, k-NN or policy probe on a feature cache
   plan      evaluate latent planning under a named protocol
+  propose   fit a guess of plans on recorded episodes, for planners to start from
+  act       evaluate a fitted policy probe under the same protocols
   inspect   say what a dataset, checkpoint or feature cache holds
-            inspect video: index a folder of videos; inspect cost: what a configuration would cost to train
+            inspect video: index a folder of videos; inspect cost: what a configuration would cost to train;
+            inspect features: ranks, spectrum and nearest neighbours of cached latents, CKA between two caches
+            inspect world: errors by horizon, ranking of actions, surprise, energy and plans of a world model
   export    write a checkpoint's weights under their published names
 
 CONFIG is a path, or a name in configs/ such as pretrain/two_rooms. Flags override the file.
@@ -32,9 +36,13 @@ FUNCTIONS = {
     "embed": "jepa.tasks.embed:embed",
     "probe": "probes.task:probe",
     "plan": "jepa.tasks.plan:plan",
+    "act": "probes.acting:act",
+    "propose": "jepa.tasks.propose:propose",
     "inspect": "jepa.tasks.inspect:inspect",
     "inspect video": "jepa.tasks.inspect_video:inspect_video",
     "inspect cost": "jepa.tasks.cost:inspect_cost",
+    "inspect features": "probes.inspect_features:inspect_features",
+    "inspect world": "jepa.tasks.inspect_world:inspect_world",
     "export": "jepa.tasks.export:export",
 }
 OF_A_FIT = ("inspect cost",)  # these read the configuration of a fit

@@ -1,6 +1,6 @@
 """Policy probes: is there enough in the latents to say which action was taken, or which to take?
 
-Small networks on pairs of frozen latents, trained by gradient; and the policy that a cloning probe makes.
+Small networks on one or two frozen latents, trained by gradient. :mod:`probes.acting` lets them act.
 """
 
 from __future__ import annotations
@@ -9,104 +9,157 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jepa.errors import InputError
-from jepa.schema import Sample, World
-from jepa.tasks.features import Pool, pool_tokens
 from probes.base import Probe, Reads, Standardise, Tokens, flatten
 
+SOME = 20_000  # actions that are looked at to find their modes
 
-class PairProbe(Probe):
-    """A network of two hidden layers over two latents, concatenated along T: ``z [B,2,N,D]`` to actions ``[B,A]``.
+
+class ActionProbe(Probe):
+    """A network of two hidden layers from latents ``z [B,T,N,D]`` to blocks of actions ``[B,A]``.
+
+    It reads z_t, standardised, and where there is a second latent by how much that differs from z_t.
+
+    With ``modes``, the actions of the data are gathered into clusters, and the network says which cluster is due and
+    how far from its centre (Behavior Transformers, Shafiullah et al. 2022, arXiv:2206.11251, without the transformer).
+    It acts by the most probable one: where the data does now this and now that, the mean is neither. Scores are of the
+    mean, as without modes.
 
     Args:
         hidden: width of the hidden layers.
         tokens: "mean" averages the tokens of a frame, "flat" puts them side by side.
+        modes: number of clusters of actions; 0 for least squares, whose policy is the mean action.
     """
 
-    def __init__(self, hidden: int = 256, tokens: Tokens = "mean") -> None:
+    def __init__(self, hidden: int = 256, tokens: Tokens = "mean", modes: int = 0) -> None:
         super().__init__()
-        if hidden < 1:
-            raise InputError(f"hidden={hidden}: expected at least 1, give the width of the hidden layers")
-        self.hidden, self.tokens = hidden, tokens
+        if hidden < 1 or modes < 0:
+            raise InputError(f"hidden={hidden}, modes={modes}: expected hidden >= 1 and modes >= 0, change them")
+        self.hidden, self.tokens, self.modes = hidden, tokens, modes
+
+    @property
+    def frames(self) -> int:
+        """T, how many latents it reads."""
+        return 1 if self.reads == "frame" else 2
 
     def build(self, z: Tensor, y: Tensor) -> None:
-        if z.shape[1] != 2:
-            raise InputError(f"{type(self).__name__} was given windows of {z.shape[1]} latents: expected pairs")
-        x = flatten(z, self.tokens)
+        if z.shape[1] != self.frames:
+            wants = "pairs" if self.frames == 2 else "single latents"
+            raise InputError(f"{type(self).__name__} was given windows of {z.shape[1]} latents: expected {wants}")
+        x = flatten(z.flatten(0, 1).unsqueeze(1), self.tokens)
         self.features = Standardise(x.shape[1])
         self.features.measure(x)
-        self.head = nn.Sequential(
-            nn.Linear(x.shape[1], self.hidden),
-            nn.GELU(),
-            nn.Linear(self.hidden, self.hidden),
-            nn.GELU(),
-            nn.Linear(self.hidden, self.measure_target(y)),
-        )
+        width = self.measure_target(y)
+        if self.modes:
+            self.register_buffer("centres", cluster(self.target(y[:: 1 + len(y) // SOME]), self.modes))
+        self.head = network(self.frames * x.shape[1], self.hidden, self.modes + max(1, self.modes) * width)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.target.inverse(self.head(self.features(flatten(z, self.tokens))))
+        """Actions ``[B,A]``; with modes K, the scores of the clusters and K offsets ``[B,K+K*A]``, for the loss."""
+        out = self.head(relative(z, self.features, self.tokens).flatten(1))
+        return out if self.modes else self.target.inverse(out)
+
+    def answer(self, prediction: Tensor) -> Tensor:
+        """The mean block of actions ``[B,A]``, in raw units."""
+        if not self.modes:
+            return prediction
+        scores, offsets = self._parts(prediction)
+        share = scores.softmax(1).unsqueeze(2)
+        return self.target.inverse((share * (self.centres + offsets)).sum(1))
+
+    def decide(self, prediction: Tensor) -> Tensor:
+        """The block of actions ``[B,A]`` to take, in raw units: the most probable one where there are modes."""
+        if not self.modes:
+            return prediction
+        scores, offsets = self._parts(prediction)
+        best = scores.argmax(1)
+        return self.target.inverse(self.centres[best] + offsets[torch.arange(len(best), device=best.device), best])
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The squared error in units of the actions' variance; with modes, that of the nearest cluster's offset and
+        the cross entropy of the clusters."""
+        if not self.modes:
+            return super().loss(prediction, y)
+        scores, offsets = self._parts(prediction)
+        y = self.target(y)
+        nearest = torch.cdist(y, self.centres).argmin(1)
+        offset = offsets[torch.arange(len(y), device=y.device), nearest]
+        return F.cross_entropy(scores, nearest) + F.mse_loss(self.centres[nearest] + offset, y)
+
+    def _parts(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores ``[B,K]`` of the clusters and offsets ``[B,K,A]`` from their centres."""
+        return prediction[:, : self.modes], prediction[:, self.modes :].unflatten(1, (self.modes, -1))
+
+    def aim(self, z: Tensor, goal: Tensor) -> Tensor:
+        """The present and the goal ``[B,1,N,D]`` to the window ``[B,T,N,D]`` that says what to do."""
+        return torch.cat([z, goal], dim=1)[:, : self.frames]
+
+    def act(self, z: Tensor, goal: Tensor) -> Tensor:
+        """The present and the goal ``[B,1,N,D]`` to the next block of actions ``[B,A]``, in raw units."""
+        return self.decide(self(self.aim(z, goal)))
 
 
-class InverseDynamicsProbe(PairProbe):
-    """Which block of actions led from z_t to z_t+1?"""
+class BehaviourCloning(ActionProbe):
+    """Which block of actions does the data take at z_t? As a policy it behaves like the data and knows no goal."""
 
-    reads: ClassVar[Reads] = "next"
+    reads: ClassVar[Reads] = "frame"
 
 
-class BehaviourCloning(PairProbe):
-    """Which block of actions did the data take at z_t on its way to z_goal, a later frame of the same episode?"""
+class GoalCloning(ActionProbe):
+    """Which block of actions did the data take at z_t on its way to z_goal, a later frame of the same episode?
+
+    Goals in hindsight make a policy of data without goals (Ghosh et al. 2021, arXiv:1912.06088), for goals as far as
+    ``reach`` in training.
+    """
 
     reads: ClassVar[Reads] = "goal"
 
 
-class ClonedPolicy:
-    """A fitted cloning probe as a policy: encodes the present and the goal, then acts out one block of actions.
+class InverseDynamicsProbe(ActionProbe):
+    """Which block of actions led from z_t to z_t+1?
 
-    Args:
-        world: encodes frames; must be the world whose features the probe was fitted on.
-        probe: a fitted :class:`BehaviourCloning` probe with action as its target, on the world's device.
-        pool: how the feature cache pooled the tokens ("none" or "mean").
+    As a policy it asks what leads straight towards the goal, to a point as far from z_t as the data comes in one step:
+    what a goal beyond the next step needs is not in its data.
     """
 
-    def __init__(self, world: World, probe: PairProbe, pool: Pool = "none") -> None:
-        self.world, self.probe, self.pool = world, probe.eval(), pool
-        width = len(probe.target.mean)
-        if width != world.specs.action.width:
-            raise InputError(
-                f"the probe answers {width} numbers, the world's actions have {world.specs.action.width}: fit the "
-                "probe on target action, on features of this world"
-            )
-        self.device = probe.target.mean.device
-        self._queue: Tensor | None = None  # [B,block,a]
-        self._left: Tensor | None = None  # int64 [B], actions of the block that are still to be taken
+    reads: ClassVar[Reads] = "next"
 
-    @torch.no_grad()
-    def act(self, sample: Sample) -> Tensor:
-        """The present (T=1, with its goal) of B environments -> raw environment actions ``[B,a]``."""
-        if sample.video is None or sample.goal is None or sample.goal.video is None:
-            raise InputError("a cloned policy was given no video or no goal: expected both, make a task with goals")
-        batch, space = len(sample.video), self.world.specs.action
-        if self._left is None:
-            self._queue = torch.zeros(batch, space.block, space.env_width)
-            self._left = torch.zeros(batch, dtype=torch.int64)
-        if len(self._left) != batch:
-            raise InputError(f"{batch} environments after {len(self._left)}: expected the same, make a new policy")
-        empty = self._left == 0
-        if empty.any():
-            z = torch.cat([self._encode(sample, empty), self._encode(sample.goal, empty)], dim=1)
-            block = space.clip(self.probe(z).cpu().float())
-            self._queue[empty] = block.unflatten(1, (space.block, space.env_width))
-            self._left[empty] = space.block
-        action = self._queue[torch.arange(batch), space.block - self._left]
-        self._left -= 1
-        return action
+    def build(self, z: Tensor, y: Tensor) -> None:
+        super().build(z, y)
+        self.register_buffer("step", relative(z, self.features, self.tokens)[:, 1].norm(dim=1).mean())
 
-    def reset(self, done: Tensor) -> None:
-        """Drop what is left of the blocks of the environments where ``done [B]`` is true."""
-        if self._left is not None:
-            self._left[done.cpu()] = 0
+    def aim(self, z: Tensor, goal: Tensor) -> Tensor:
+        distance = relative(torch.cat([z, goal], dim=1), self.features, self.tokens)[:, 1].norm(dim=1)
+        share = (self.step / distance.clamp_min(1e-6)).clamp(max=1)
+        return torch.cat([z, z + (goal - z) * share[:, None, None, None]], dim=1)
 
-    def _encode(self, sample: Sample, which: Tensor) -> Tensor:
-        seen = Sample(video=sample.video, proprio=sample.proprio).map(lambda value: value[which.to(value.device)])
-        return pool_tokens(self.world.encode(seen.to(self.device)), self.pool).float()
+
+def relative(z: Tensor, features: Standardise, tokens: Tokens) -> Tensor:
+    """``z [B,T,N,D]`` to ``[B,T,F]``: the first latent standardised, the others as differences from it."""
+    x = features(flatten(z.flatten(0, 1).unsqueeze(1), tokens)).unflatten(0, z.shape[:2])
+    return torch.cat([x[:, :1], x[:, 1:] - x[:, :1]], dim=1)
+
+
+def network(width: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers of ``hidden`` units."""
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, outputs)
+    )
+
+
+def cluster(y: Tensor, count: int, rounds: int = 50) -> Tensor:
+    """Centres ``[count,K]`` of ``y [n,K]``: k-means by Lloyd's rounds from random examples; an empty one stays."""
+    if len(y) < count:
+        raise InputError(f"modes={count} among {len(y)} training examples: lower modes or embed more episodes")
+    centres = y[torch.randperm(len(y))[:count].to(y.device)].clone()
+    nearest = None
+    for _ in range(rounds):
+        before, nearest = nearest, torch.cdist(y, centres).argmin(1)
+        if before is not None and torch.equal(before, nearest):
+            break
+        sums = torch.zeros_like(centres).index_add_(0, nearest, y)
+        counts = nearest.bincount(minlength=count)
+        centres[counts > 0] = sums[counts > 0] / counts[counts > 0, None]
+    return centres

@@ -2,112 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
-import os
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 import jepa
 from jepa.errors import InputError
-from probes import score
+from jepa.tasks.features import META
 from probes.base import Probe
-from probes.cache import Examples, FeatureCache, batches, hold_out
-from probes.training import predict, sweep
+from probes.cache import FeatureCache, Segments
+from probes.protocol import Fitted, Protocol, check_same_data, fit
+from probes.report import ProbeReport, check_writable, compare, write
 
 log = logging.getLogger(__name__)
 
-IDENTITY = ("weights", "checkpoint", "data", "pool")  # what the report repeats of a cache
-
-
-class ProbeReport(dict[str, Any]):
-    """Every number of a fitted probe; as text, its headline in one line."""
-
-    def __str__(self) -> str:
-        metric = "r2" if "r2" in self else "accuracy"
-
-        def score(part: dict[str, Any], name: str = metric) -> str:
-            interval = part[f"{name}_interval"]  # a single test episode has none
-            between = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
-            return f"{part[name]:.3f}{between}"
-
-        name = self["probe"].rpartition(".")[2]
-        told = [f"{name} of {self['target']}: {metric} {score(self)} on {self['episodes']['test']} test episodes"]
-        if metric == "accuracy":
-            told.append(f"most common class {self['accuracy_of_most_common']:.3f}")
-        if self["baseline"] is not None:
-            told += [f"baseline {score(self['baseline'])}", f"gain {score(self['gain'], 'gain')}"]
-        return ", ".join(told)
-
-
-@dataclass
-class Fitted:
-    """A probe fitted on one cache, its scores, and what it answered on the test split."""
-
-    probe: Probe
-    scores: dict[str, Any]
-    prediction: Tensor
-    test: Examples
-
-
-def _fit_and_score(
-    features: Path, probe: Probe, target: str, reach: int, labelled: float, seed: int, training: dict[str, Any]
-) -> Fitted:
-    """Fit a fresh copy of ``probe`` on one cache and score it on the cache's test split."""
-    cache = FeatureCache(features)
-    options = {"target": target, "reads": probe.reads, "classes": probe.classes, "reach": reach}
-    train = cache.examples("train", seed=seed, **options)
-    if labelled < 1:
-        _, train = hold_out(train, labelled, seed)
-    test = cache.examples("test", seed=seed + 1, **options)
-    torch.manual_seed(seed)
-    probe, start = copy.deepcopy(probe), time.perf_counter()
-    if probe.closed_form:
-        z = torch.cat([probe.reduce(z) for z, _ in batches(train, train.affordable)])
-        probe.build(z, train.y)
-        probe.fit(z, train.y)
-        chosen = None
-    else:
-        probe, chosen = sweep(probe, train, seed=seed, **training)
-    seconds = time.perf_counter() - start
-    prediction, y = predict(probe, test)
-    if not prediction.isfinite().all():
-        raise InputError(f"the probe fitted on {features} answers NaN or infinity: lower lr or raise ridge")
-    if probe.classes:
-        result = score.classification(prediction, y, int(train.y.bincount().argmax()), test.episode, seed)
-    else:
-        result = score.regression(prediction, y, train.y.mean(0), test.episode, test.names, seed)
-    scores = {
-        **result,
-        "examples": {"train": len(train), "test": len(test)},
-        "episodes": {"train": len(np.unique(train.episode)), "test": len(np.unique(test.episode))},
-        "head": chosen,
-        "seconds": round(seconds, 3),
-        "features": {"path": str(features)} | {name: cache.meta[name] for name in IDENTITY},
-    }
-    return Fitted(probe, scores, prediction, test)
-
-
-def _comparable(features: Path, baseline: Path) -> None:
-    caches = FeatureCache(features), FeatureCache(baseline)
-    mine, theirs = (cache.meta for cache in caches)
-    different = [key for key in ("data", "splits") if mine[key] != theirs[key]]
-    if not different and not np.array_equal(*(cache.offsets for cache in caches)):
-        different.append("the clips that could be read")
-    if mine["specs"]["action"]["block"] != theirs["specs"]["action"]["block"]:
-        different.append("frame skip")
-    if different:
-        raise InputError(f"baseline {baseline} differs from {features} in {', '.join(different)}: embed the same data")
+MAKE = {"untrained": "jepa embed -c embed/NAME --world.untrained=true", "pixels": "jepa embed -c embed/pixels_NAME"}
 
 
 def probe(
@@ -115,76 +27,114 @@ def probe(
     probe: Probe,
     target: str,
     out: Path,
-    baseline: Path | None = None,
+    baselines: dict[str, Path] | None = None,
     epochs: int = 20,
     batch: int = 256,
     lr: Sequence[float] = (3e-4, 1e-3, 3e-3),
     weight_decay: Sequence[float] = (0.01,),
+    halving: int | None = None,
     reach: int = 16,
-    labelled: float = 1.0,
+    segments: Segments = "each",
+    labelled: float | list[float] = 1.0,
     seed: int = 0,
+    seeds: int = 1,
     accelerator: str = "auto",
 ) -> ProbeReport:
     """Fit a probe on the training episodes of a feature cache and score it on the test episodes.
 
-    Writes ``out/report.json`` and ``out/probe.safetensors`` and returns the report. Intervals are 95 % bootstrap
-    intervals over episodes. epochs, batch, lr and weight_decay concern probes without a closed form.
+    Writes ``out/report.json``, ``out/row.md``, ``out/figure.svg`` and ``out/probe.safetensors`` (of the first seed and
+    the most labels), and returns the report. Intervals are 95 % bootstrap intervals over test episodes, and over seeds
+    where there are several. epochs, batch, lr, weight_decay and halving concern probes without a closed form.
 
     Args:
-        features: feature cache of the frozen encoder (``jepa embed``).
+        features: feature cache of the frozen encoder (``jepa embed``); {seed} in it stands for 0, 1, ... up to seeds.
         probe: the probe, by class_path, e.g. probes.linear.LinearProbe.
-        target: what to read out: names of state dimensions (comma-separated), state, proprio, action or reward.
+        target: what to read out: names of state dimensions (comma-separated), state, proprio, action or reward; or
+            map, the labels of all tokens (probes.dense.DenseProbe).
         out: folder for the report.
-        baseline: feature cache of the untrained encoder over the same data; the same probe is fitted there too.
+        baselines: name to feature cache over the same data, e.g. of the untrained encoder or of raw pixels; the same
+            probe is fitted on each of them. {seed} as in features.
         epochs: passes over the training examples.
         batch: examples of a batch.
         lr: peak learning rates to try.
         weight_decay: weight decays to try.
+        halving: factor by which the heads become fewer, in steps, by their held-out loss (successive halving); null
+            trains all of them to the end.
         reach: how far goals may lie, in model steps (probes that read a goal).
-        labelled: part of the training episodes whose labels are known, drawn by the seed (low-shot evaluation).
-        seed: of the initial weights, the order, the goals and the bootstrap.
+        segments: of several clips of a video: each is an example of its own; or joint, where a probe reads all segments
+            of a video at once, and what it answers for each view (crop) is averaged.
+        labelled: part of the training episodes whose labels are known, drawn by the seed (low-shot evaluation); of
+            several, each lies within the next, and the report has a learning curve.
+        seed: of the initial weights, the order, the held-out part, the labelled part, the goals and the bootstrap.
+        seeds: how often to repeat all of it, with seed, seed + 1, and so on.
         accelerator: cpu, gpu or auto.
     """
-    if epochs < 1 or batch < 1:
-        raise InputError(f"epochs={epochs}, batch={batch}: expected at least 1 of each")
-    if not 0 < labelled <= 1:
-        raise InputError(f"labelled={labelled}: expected a part of the training episodes, above 0 and up to 1")
-    if baseline is not None:
-        _comparable(features, baseline)
-    training = {"epochs": epochs, "batch": batch, "accelerator": accelerator}
-    training |= {"lr": list(lr), "weight_decay": list(weight_decay)}
-    mine = _fit_and_score(features, probe, target, reach, labelled, seed, training)
-    beside: dict[str, Any] = {"baseline": None}
-    if baseline is not None:
-        other = _fit_and_score(baseline, probe, target, reach, labelled, seed, training)
-        beside = {"baseline": other.scores, "gain": _gain(mine, other, seed)}
-    kind = type(probe)
-    report = {
-        "probe": f"{kind.__module__}.{kind.__qualname__}",
-        "target": target,
-        "reads": probe.reads,
-        **mine.scores,
-        **beside,
-        "settings": {**training, "reach": reach, "labelled": labelled, "seed": seed},
-        "software": {"jepa": jepa.__version__, "torch": torch.__version__, "lightning": lightning.__version__},
+    if epochs < 1 or batch < 1 or seeds < 1:
+        raise InputError(f"epochs={epochs}, batch={batch}, seeds={seeds}: expected at least 1 of each")
+    parts = _parts(labelled)
+    check_writable(Path(out))
+    numbers = range(seed, seed + seeds)
+    sources = _sources(features, baselines or {}, seeds)
+    training = {"epochs": epochs, "batch": batch, "lr": list(lr), "weight_decay": list(weight_decay)}
+    how = Protocol(target, reach, segments, {**training, "halving": halving, "accelerator": accelerator})
+    curve = {
+        part: {name: _fit_seeds(name, paths, probe, how, part, numbers) for name, paths in sources.items()}
+        for part in parts
     }
-    _write(Path(out), mine.probe, report)
-    return ProbeReport(report)
+    kind, first = type(probe), curve[parts[-1]][""][0]
+    report = ProbeReport(
+        probe=f"{kind.__module__}.{kind.__qualname__}",
+        target=target,
+        reads=probe.reads,
+        recipe=first.recipe,
+        **compare(curve, numbers),
+        settings={**how.training, "reach": reach, "segments": segments, "labelled": parts, "seed": seed},
+        software={"jepa": jepa.__version__, "torch": torch.__version__, "lightning": lightning.__version__},
+    )
+    write(Path(out), first.probe, report)
+    return report
 
 
-def _gain(mine: Fitted, other: Fitted, seed: int) -> dict[str, Any]:
-    y, episode, classes = mine.test.y, mine.test.episode, bool(mine.probe.classes)
-    return score.gain(mine.prediction, other.prediction, y, episode, classes, seed)
+def _parts(labelled: float | Sequence[float]) -> list[float]:
+    """Each part of the labels once, ascending."""
+    parts = sorted({float(labelled)} if isinstance(labelled, (int, float)) else set(map(float, labelled)))
+    if not parts or not 0 < parts[0] <= parts[-1] <= 1:
+        raise InputError(f"labelled={labelled}: expected parts of the training episodes, above 0 and up to 1")
+    return parts
 
 
-def _write(out: Path, fitted: Probe, report: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    weights, text = out / "probe.safetensors.partial", out / "report.json.partial"
-    try:
-        save_file({name: value.contiguous() for name, value in fitted.state_dict().items()}, weights)
-        text.write_text(json.dumps(report, indent=1, allow_nan=False))
-        os.replace(weights, out / "probe.safetensors")
-        os.replace(text, out / "report.json")
-    finally:
-        weights.unlink(missing_ok=True)
-        text.unlink(missing_ok=True)
+def _sources(features: Path, baselines: Mapping[str, Path], seeds: int) -> dict[str, list[Path]]:
+    """The caches of every seed, the encoder's under the name "": all there, and all of the same data."""
+    if "" in baselines:
+        raise InputError(f"a baseline without a name ({baselines['']}): give for example --baselines.untrained=PATH")
+    sources = {
+        name: [Path(str(path).replace("{seed}", str(number))) for number in range(seeds)]
+        for name, path in {"": features, **baselines}.items()
+    }
+    first = FeatureCache(sources[""][0])
+    for name, paths in sources.items():
+        if name:
+            _check_there(name, paths)
+        caches = [FeatureCache(path) for path in dict.fromkeys(paths)]
+        check_same_data(f"baseline {name}" if name else "features", caches, first)
+    return sources
+
+
+def _check_there(name: str, paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not (path / META).is_file():
+            make = MAKE.get(name, "jepa embed -c embed/NAME")
+            raise InputError(
+                f"baseline {name}: there is no feature cache at {path}; make it, `{make} --out={path}`, or do without, "
+                "--baselines=null"
+            )
+
+
+def _fit_seeds(
+    name: str, paths: Sequence[Path], probe: Probe, how: Protocol, labelled: float, seeds: Sequence[int]
+) -> list[Fitted]:
+    fits = []
+    for path, seed in zip(paths, seeds):
+        log.info("%s: %g %% of the labels, seed %d", name or "encoder", 100 * labelled, seed)
+        fits.append(fit(path, probe, how, labelled, seed))
+    return fits

@@ -2,84 +2,38 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
+import itertools
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-import lightning
 import numpy as np
 import torch
-from torch import Tensor, nn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_choice
 from probes.base import Probe
 from probes.cache import Examples, batches, hold_out
+from probes.heads import Heads, Setting, quiet
+
+Accelerator = Literal["cpu", "gpu", "auto"]
 
 MEASURED = 8192  # examples at most whose features are looked at before gradient training, to standardise them
+HELD_OUT = 0.1  # part of the training episodes that choose the head
+RESIDENT = 2**29  # bytes of latents that stay in memory between the epochs; more are read from the disk each time
 
 
-class ProbeTask(lightning.LightningModule):
-    """Trains one copy of a probe per learning rate and weight decay, all on the same batches (as V-JEPA 2 does).
+@dataclass(frozen=True)
+class Swept:
+    """The heads of a sweep, and the one that was chosen by its loss on held-out training episodes."""
 
-    AdamW, cosine to zero. The best head is the one of lowest loss on held-out training episodes; the published
-    protocol takes the best on the test data, which flatters.
-
-    Args:
-        probe: a built probe.
-        lr: peak learning rates.
-        weight_decay: weight decays.
-    """
-
-    def __init__(self, probe: Probe, lr: Sequence[float] = (1e-3,), weight_decay: Sequence[float] = (0.01,)) -> None:
-        super().__init__()
-        self.settings = [{"lr": rate, "weight_decay": decay} for rate in lr for decay in weight_decay]
-        if not self.settings:
-            raise InputError("lr and weight_decay: expected at least one of each, give for example [0.001] and [0.01]")
-        self.heads = nn.ModuleList(copy.deepcopy(probe) for _ in self.settings)
-        self.held_out = torch.full((len(self.heads),), float("inf"))
-        self._sums = torch.zeros(len(self.heads), dtype=torch.float64)
-        self._count = 0
-
-    def _losses(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        z, y = batch
-        return torch.stack([head.loss(head(z), y) for head in self.heads])
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        losses = self._losses(batch)
-        self.log("train/loss", losses.detach().min(), prog_bar=True)
-        return losses.sum()  # the heads share no parameter, so each gets its own gradient
-
-    def on_validation_epoch_start(self) -> None:
-        self._sums.zero_()
-        self._count = 0
-
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self._sums += self._losses(batch).double().cpu() * len(batch[1])
-        self._count += len(batch[1])
-
-    def on_validation_epoch_end(self) -> None:
-        self.held_out = (self._sums / self._count).float()
-        self.log("val/loss", self.held_out.min(), prog_bar=True)
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        for head in self.heads:  # each alone: one that diverges must not shrink the steps of the others
-            nn.utils.clip_grad_norm_(head.parameters(), gradient_clip_val)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        groups = [{"params": head.parameters(), **setting} for head, setting in zip(self.heads, self.settings)]
-        optimiser = torch.optim.AdamW(groups)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def best(self) -> int:
-        """Number of the head of lowest held-out loss."""
-        if not self.held_out.isfinite().any():
-            raise InputError("no head has a finite held-out loss: lower lr")
-        return int(self.held_out.nan_to_num(float("inf")).argmin())
+    probe: Probe  # the chosen head
+    chosen: dict[str, Any]  # its lr, weight_decay and held_out_loss; heads: how many began; dropped: by halving
+    heads: list[Probe]  # all that were trained to the end
+    settings: list[dict[str, Any]]  # lr, weight_decay and held_out_loss of each of these
 
 
 @torch.no_grad()
@@ -88,7 +42,7 @@ def predict(probe: Probe, examples: Examples, batch: int = 1024) -> tuple[Tensor
     probe.eval()
     batch = min(batch, examples.affordable)
     device = next((value.device for value in (*probe.parameters(), *probe.buffers())), torch.device("cpu"))
-    parts = [(probe(z.to(device)).cpu(), y) for z, y in batches(examples, batch)]
+    parts = [(probe.answer(probe(z.to(device))).cpu(), y) for z, y in batches(examples, batch)]
     return torch.cat([part for part, _ in parts]), torch.cat([y for _, y in parts])
 
 
@@ -100,28 +54,128 @@ def sweep(
     lr: Sequence[float],
     weight_decay: Sequence[float],
     seed: int,
-    accelerator: str,
-) -> tuple[Probe, dict[str, Any]]:
-    """Gradient training; returns the chosen head and how it was chosen."""
-    part, held = hold_out(examples, 0.1, seed)
+    accelerator: Accelerator = "cpu",
+    halving: int | None = None,
+) -> Swept:
+    """Train a head for every learning rate and weight decay, all at once, and choose one.
+
+    All heads begin with the same weights, those that ``probe.build`` draws, and see the same batches. AdamW, or what
+    the probe names, without warm-up; the learning rates follow a cosine to zero, step by step. A tenth of the training
+    episodes is held out, and the head of the lowest loss there is chosen; the published protocols take the best on the
+    data that they report on, which flatters.
+
+    Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) with factor h: training falls into R parts of
+    equal length, R the least number with h^R >= heads, and after each but the last the heads are ranked by held-out
+    loss and the best 1/h of them, rounded up, go on. These do not notice: their order of batches, schedule and
+    optimiser go on as without the others.
+
+    Args:
+        probe: the probe, not built yet; it is built here.
+        examples: the training examples.
+        epochs: passes over them.
+        batch: examples of a step.
+        lr: peak learning rates.
+        weight_decay: weight decays.
+        seed: of what is held out, and of the order.
+        accelerator: cpu, gpu, or auto, the gpu where there is one.
+        halving: factor by which heads become fewer, or None: all are trained to the end.
+    """
+    settings = _grid(lr, weight_decay)
+    if epochs < 1 or batch < 1 or (halving is not None and halving < 2):
+        raise InputError(
+            f"epochs={epochs}, batch={batch}, halving={halving}: expected at least 1 of the first two, and null or at "
+            "least 2 for halving"
+        )
+    device = _device(accelerator)
+    part, held = hold_out(examples, HELD_OUT, seed)
     some = np.random.default_rng(seed).permutation(len(part))[: min(MEASURED, part.affordable)]
     probe.build(part[np.sort(some)][0], part.y)
-    task = ProbeTask(probe, lr, weight_decay)
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator=accelerator,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-        check_val_every_n_epoch=epochs,
-    )
-    with warnings.catch_warnings():
-        # The features are in memory or mapped: worker processes would only add copies.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.fit(task, batches(part, batch, torch.Generator().manual_seed(seed)), batches(held, batch))
-    number = task.best()
-    chosen = {**task.settings[number], "held_out_loss": float(task.held_out[number]), "heads": len(task.settings)}
-    return task.heads[number].cpu(), chosen
+    heads = Heads(probe, settings, device)
+    cuts = _cuts(len(heads), epochs, halving)
+    losses, dropped = _train(heads, part.whole(RESIDENT), held, epochs, batch, seed, cuts)
+    number = _best(losses)
+    found = [asdict(setting) | {"held_out_loss": float(loss)} for setting, loss in zip(heads.settings, losses)]
+    chosen = {**found[number], "heads": len(settings), "dropped": dropped}
+    plain = [heads.head(number) for number in range(len(heads))]
+    return Swept(plain[number], chosen, plain, found)
+
+
+def _train(
+    heads: Heads, part: Examples, held: Examples, epochs: int, batch: int, seed: int, cuts: dict[int, int]
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Train on ``part``; the losses ``[K]`` of the heads on what is held, at the end, and which heads were dropped."""
+    order = torch.Generator().manual_seed(seed)
+    steps = itertools.count()
+    total = epochs * math.ceil(len(part) / batch)
+    dropped: list[dict[str, Any]] = []
+    with quiet(), _bar() as bar:
+        row = bar.add_task("probe", total=total)
+        for epoch in range(1, epochs + 1):
+            for rows in torch.randperm(len(part), generator=order).split(batch):
+                heads.step(part, rows, 0.5 * (1 + math.cos(math.pi * next(steps) / total)))
+                bar.advance(row)
+            if epoch in cuts:
+                dropped += _cut(heads, heads.evaluate(held), cuts[epoch], epoch)
+        return heads.evaluate(held), dropped
+
+
+def _cuts(count: int, epochs: int, halving: int | None) -> dict[int, int]:
+    """After which epochs how many heads go on."""
+    if halving is None:
+        return {}
+    parts = 1
+    while halving**parts < count:
+        parts += 1
+    cuts = {}
+    for number in range(1, parts):
+        count = -(-count // halving)
+        cuts[round(number * epochs / parts)] = count
+    return {epoch: count for epoch, count in cuts.items() if 0 < epoch < epochs}
+
+
+def _cut(heads: Heads, losses: Tensor, count: int, epoch: int) -> list[dict[str, Any]]:
+    """Go on with the best heads; what is said about the others. NaN is the worst loss."""
+    order = losses.nan_to_num(float("inf")).argsort(stable=True).tolist()
+    found = [
+        asdict(heads.settings[number]) | {"epoch": epoch, "held_out_loss": _number(losses[number])}
+        for number in sorted(order[count:])
+    ]
+    heads.keep(sorted(order[:count]))
+    return found
+
+
+def _number(loss: Tensor) -> float | None:
+    """None stands for what JSON has no number for."""
+    return float(loss) if loss.isfinite() else None
+
+
+def _best(losses: Tensor) -> int:
+    """Number of the head of lowest held-out loss."""
+    if not losses.isfinite().any():
+        raise InputError("no head has a finite held-out loss: lower lr")
+    return int(losses.nan_to_num(float("inf")).argmin())
+
+
+def _grid(lr: Sequence[float], weight_decay: Sequence[float]) -> list[Setting]:
+    if not lr or not weight_decay:
+        raise InputError("lr and weight_decay: expected at least one of each, give for example [0.001] and [0.01]")
+    if not all(0 < rate < math.inf for rate in lr) or not all(0 <= decay < math.inf for decay in weight_decay):
+        raise InputError(
+            f"lr={list(lr)}, weight_decay={list(weight_decay)}: expected learning rates above 0 and weight decays of 0 "
+            "or more"
+        )
+    return [Setting(rate, decay) for rate in lr for decay in weight_decay]
+
+
+def _device(accelerator: str) -> torch.device:
+    check_choice("accelerator", accelerator, ("cpu", "gpu", "auto"))
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator == "gpu" and found is None:
+        raise InputError("accelerator=gpu, but torch finds none here: set accelerator to cpu or auto")
+    return torch.device("cpu") if accelerator == "cpu" or found is None else found
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

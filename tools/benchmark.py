@@ -4,6 +4,8 @@
     python -m tools.benchmark transforms
     python -m tools.benchmark decode
     python -m tools.benchmark masks
+    python -m tools.benchmark probes
+    python -m tools.benchmark features
 
 The machine must be idle: what runs beside a measurement widens its interval, and moves it.
 """
@@ -15,7 +17,9 @@ import sys
 from jsonargparse import auto_cli
 
 from jepa.errors import InputError
+from tools.benchmarks.features import features
 from tools.benchmarks.masks import masks
+from tools.benchmarks.probes import probes
 from tools.benchmarks.step import step
 from tools.benchmarks.video import decode, transforms
 
@@ -23,7 +27,8 @@ from tools.benchmarks.video import decode, transforms
 def main(args: list[str] | None = None) -> int:
     """Exit code 0, or 2 for wrong input."""
     try:
-        told = auto_cli([step, transforms, decode, masks], args=args, as_positional=False, description=__doc__)
+        ways = [step, transforms, decode, masks, features, probes]
+        told = auto_cli(ways, args=args, as_positional=False, description=__doc__)
     except InputError as error:
         sys.stderr.write(f"benchmark: {error}\n")
         return 2

@@ -31,7 +31,7 @@ PROBES = {
     "neighbours": "position of the dot, nearest neighbours",
     "attentive": "position of the dot, attentive",
     "inverse_dynamics": "action between two frames (inverse dynamics)",
-    "behaviour_cloning": "action towards a later frame (behaviour cloning)",
+    "goal_policy": "action towards a later frame (goal-conditioned cloning)",
 }
 SUMMARY = (
     "From recorded pixels of a wandering dot, a joint-embedding predictive world model was pretrained without labels, "
@@ -82,15 +82,19 @@ def demo(
     with stages.stage("pretrain the world model", training=True):
         steps = () if max_steps is None else (f"--trainer.max_steps={max_steps}",)
         stages.command("fit", "-c", "pretrain/two_rooms", *shared, f"--data.path={data}", *steps)
-    with stages.stage("embed frames, trained and untrained"):
+    with stages.stage("embed frames: trained, untrained, raw pixels"):
         embed = ("embed", "-c", "embed/two_rooms", *shared, f"--data.path={data}", "--limit=200")
         stages.command(*embed)
         stages.command(*embed, "--world.untrained=true", f"--out={out}/features_untrained")
+        stages.command("embed", "-c", "embed/pixels_two_rooms", *embed[3:])
     with stages.stage("fit probes"):
         for name in PROBES:
             stages.command("probe", "-c", f"probe/{name}", *shared)
     with stages.stage("plan"):
         stages.command("plan", "-c", "plan/two_rooms", *shared, f"--pairs={pairs}")
+    with stages.stage("inspect the world model"):
+        examined = (f"--data={data}", f"--out={out}/world", "--windows=100", "--rate=0.05")
+        stages.command("inspect", "world", str(out / "last.ckpt"), *examined)
     with stages.stage("draw figures"):
         drawn = figures.draw(out, data)
     page = write_report(_report(out, stages), drawn, out)
@@ -134,7 +138,8 @@ def _probe_row(name: str, found: dict[str, Any]) -> ProbeRow:
         return Score(part["r2"], *(part["r2_interval"] or ()))  # one test episode has no interval
 
     mean = "mean action" if found["target"] == "action" else "mean position"
-    return ProbeRow(PROBES[name], "R2", score(found), score(found["baseline"]), Score(0.0), mean)
+    beside = {baseline: score(part) for baseline, part in found["baselines"].items()}
+    return ProbeRow(PROBES[name], "R2", score(found), beside["untrained"], Score(0.0), mean, pixels=beside["pixels"])
 
 
 def _planning_row(report: PlanReport, floor: bool = False) -> PlanningRow:
@@ -155,8 +160,9 @@ def _headline(out: Path) -> str:
     plan = PlanReport.load(out / "plan/report.json")
     probe = json.loads((out / "probe/linear/report.json").read_text())
     low, high = plan.interval
+    beside = ", ".join(f"{name} {part['r2']:.3f}" for name, part in probe["baselines"].items())
     return (
         f"planning: {100 * plan.rate:.0f} % of {plan.pairs} pairs [{100 * low:.0f}, {100 * high:.0f}], "
         f"random policy {100 * plan.floors['random'].rate:.0f} %; "
-        f"linear probe of the position: R2 {probe['r2']:.3f}, untrained encoder {probe['baseline']['r2']:.3f}"
+        f"linear probe of the position: R2 {probe['r2']:.3f}, {beside}"
     )

@@ -14,8 +14,9 @@ from jepa.data.clips import Clips, split
 from jepa.data.hdf5 import Hdf5Episodes
 from jepa.models.world import WorldModel
 from jepa.retrieval import FrameIndex
+from jepa.tasks.storyboards import retrieve
 from probes.cache import FeatureCache
-from tools.report import Curve, Figures, LatentMap, Panel, Room, Storyboard, Trajectory
+from tools.report import Curve, Diagram, Figures, LatentMap, Panel, Room, Storyboard, Trajectory
 
 DOOR = 0.12  # half-width of the door of Two Rooms
 RADIUS = 0.06  # success is within this of the goal
@@ -27,6 +28,12 @@ COLLAPSE = {
     "std": Panel("Spread", (), note="standard deviation of the latents over the batch, mean over dimensions"),
     "std_time": Panel("Spread over time", (), note="within a trajectory: what moves, not the background"),
     "gain": Panel("Gain", (), note="1 is a perfect forecast", reference=0.0, reference_name="nothing changes"),
+}
+DIAGNOSTICS = {  # figure of `jepa inspect world` -> what it shows
+    "rollout": "Open-loop rollout error by horizon",
+    "ranking": "Share of windows whose true actions forecast best",
+    "surprise_model": "Surprise at violations of expectation",
+    "landscapes": "Energy of two action dimensions",
 }
 PARTS = (("train", "training"), ("val", "validation"))
 
@@ -40,6 +47,7 @@ def draw(run: Path, data: Path) -> Figures:
         curves=[*_objectives(rows), *_collapse(rows)],
         latents=_latents(features, FeatureCache(run / "features_untrained")),
         storyboards=_storyboards(load(str(run / "last.ckpt")), episodes, features),
+        diagnostics=[Diagram(title, (run / f"world/{name}.svg").read_text()) for name, title in DIAGNOSTICS.items()],
         trajectories=_trajectories(run / "plan/trajectories.npz"),
     )
 
@@ -115,17 +123,15 @@ def _storyboard(
     batch = sample.map(lambda tensor: tensor.unsqueeze(0))
     seen = world.encoder(batch.video[:, :1])
     dream = world.rollout(seen, batch.action.unsqueeze(1))[0, 0]  # [H,N,D]
-    frames, distance = index.search(dream)
-    found = [episodes.read(int(e), np.array([f])) for e, f in frames[:, 0]]
-    position = torch.stack([frame.state[0, :2] for frame in found])
+    found = retrieve(index, episodes, dream)
     episode, first = sample.index.tolist()
     return Storyboard(
         title=f"Episode {episode}, from frame {first}",
         real=sample.video[1:].numpy(),
-        imagined=torch.stack([frame.video[0] for frame in found]).numpy(),
-        distance=distance[:, 0].tolist(),
+        imagined=found.video.numpy(),
+        distance=found.distance,
         steps=list(range(1, STEPS + 1)),
-        position_error=(position - sample.state[1:, :2]).norm(dim=1).tolist(),
+        position_error=(found.state[:, :2] - sample.state[1:, :2]).norm(dim=1).tolist(),
         unit="room widths",
     )
 

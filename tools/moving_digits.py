@@ -11,6 +11,9 @@ The digit moves at constant speed over a dark ground, leaves on one side to come
 every frame has noise of its own: what cannot be forecast. There is no still background: a small model would settle for
 forecasting that, and its latents would not hold what moves. Digits of test clips are not in training clips. A clip is a
 function of the seed and of its number.
+
+With ``--maps where``, a map beside every clip (00000.npy, uint8 [T,H/2,W/2]) says where the digit is: 1 within the box
+that encloses its strokes, 0 elsewhere. With ``--maps digit``, it says there which digit it is, from 1 for a nought.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ SPEEDS = (1.0, 2.0, 3.0)  # pixels a frame
 GROUND, NOISE = 64, 20.0  # grey levels: of the ground, and the standard deviation of the noise
 LABELS = ("direction", "speed", "digit")
 TEST_SHARE = 0.2  # of the digits of every class
+CELL = 2  # pixels, in height and in width, that share a label in a map
+INK = 64  # grey level from which a pixel of a digit is one of its strokes
+MAPS = ("where", "digit")
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,34 @@ def members(split: str) -> np.ndarray:
 def compose(clip: Clip) -> tuple[np.ndarray, dict[str, int]]:
     """Frames uint8 [T,H,W] and labels of a clip."""
     random = np.random.default_rng((clip.seed, clip.split == "test", clip.number))
-    images, classes = digits()
+    chosen, places, labels = _scene(clip, random)
+    frames = np.stack([_stamp(digits()[0][chosen], clip.size, place) for place in places])
+    frames += random.normal(0, NOISE, frames.shape)
+    return frames.round().clip(0, 255).astype(np.uint8), labels
+
+
+def locate(clip: Clip, kind: str = "where") -> np.ndarray:
+    """Where the digit is in every frame, or which one: uint8 [T,H/CELL,W/CELL], the label at the middle of a cell."""
+    random = np.random.default_rng((clip.seed, clip.split == "test", clip.number))
+    chosen, places, labels = _scene(clip, random)
+    label = 1 if kind == "where" else 1 + labels["digit"]
+    middles = np.arange(CELL / 2, clip.size, CELL)
+    strokes = [np.flatnonzero((digits()[0][chosen] >= INK).any(1 - axis)) for axis in (0, 1)]
+    inside = []
+    for axis, ink in enumerate(strokes):
+        behind = (middles - (places[:, axis, None] + ink[0])) % clip.size  # the upper or left edge, on the torus
+        inside.append(behind < ink[-1] + 1 - ink[0])
+    return np.where(inside[0][:, :, None] & inside[1][:, None], label, 0).astype(np.uint8)
+
+
+def _scene(clip: Clip, random: np.random.Generator) -> tuple[int, np.ndarray, dict[str, int]]:
+    """The number of the digit, its upper left corner in every frame, float [T,2], and the labels of the clip."""
     chosen = int(random.choice(members(clip.split)))
     direction, speed = int(random.integers(DIRECTIONS)), int(random.integers(len(SPEEDS)))
     angle = 2 * np.pi * direction / DIRECTIONS
     step = SPEEDS[speed] * np.array([-np.sin(angle), np.cos(angle)])  # rows grow downwards
-    start = random.uniform(0, clip.size, 2)
-    frames = np.stack([_stamp(images[chosen], clip.size, start + time * step) for time in range(clip.frames)])
-    frames += random.normal(0, NOISE, frames.shape)
-    labels = {"direction": direction, "speed": speed, "digit": int(classes[chosen])}
-    return frames.round().clip(0, 255).astype(np.uint8), labels
+    places = random.uniform(0, clip.size, 2) + np.arange(clip.frames)[:, None] * step
+    return chosen, places, {"direction": direction, "speed": speed, "digit": int(digits()[1][chosen])}
 
 
 def _stamp(digit: np.ndarray, size: int, place: np.ndarray) -> np.ndarray:
@@ -101,16 +125,18 @@ def _stamp(digit: np.ndarray, size: int, place: np.ndarray) -> np.ndarray:
     return frame
 
 
-def _write(job: tuple[Clip, Path]) -> dict[str, int]:
-    """Compose and encode one clip; its labels."""
-    clip, path = job
+def _write(job: tuple[Clip, Path, str | None]) -> dict[str, int]:
+    """Compose and encode one clip, and write its map where one is asked for; its labels."""
+    clip, path, maps = job
     frames, labels = compose(clip)
+    if maps is not None:
+        np.save(path.with_suffix(".npy"), locate(clip, maps))
     write_video(path, np.repeat(frames[..., None], 3, axis=-1))
     return labels
 
 
-def write_split(out: Path, split: str, count: int, seed: int, workers: int) -> None:
-    """The files 00000.mp4, ... of one split, labels.csv and index.parquet.
+def write_split(out: Path, split: str, count: int, seed: int, workers: int, maps: str | None = None) -> None:
+    """The files 00000.mp4, ... of one split, labels.csv and index.parquet; and the maps of a kind.
 
     Raises:
         InputError: there are clips already, perhaps of another seed, which the labels would not fit.
@@ -119,14 +145,14 @@ def write_split(out: Path, split: str, count: int, seed: int, workers: int) -> N
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.mp4")):
         raise InputError(f"{folder} holds clips already; remove it, or give another --out")
-    jobs = [(Clip(seed, split, number), folder / f"{number:05d}.mp4") for number in range(count)]
+    jobs = [(Clip(seed, split, number), folder / f"{number:05d}.mp4", maps) for number in range(count)]
     # spawned, not forked: this process may hold threads
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         labels = list(track(pool.map(_write, jobs, chunksize=32), description=f"{split} clips", total=count))
     with (folder / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("path", *LABELS))
-        table.writerows((path.name, *(told[name] for name in LABELS)) for (_, path), told in zip(jobs, labels))
+        table.writerows((path.name, *(told[name] for name in LABELS)) for (_, path, _), told in zip(jobs, labels))
     print(inspect_video(folder, labels=folder / "labels.csv", workers=workers))
 
 
@@ -137,13 +163,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--train", type=int, default=6000, help="training clips")
     parser.add_argument("--test", type=int, default=1000, help="test clips")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--maps", choices=MAPS, help="beside each clip, a map of where its digit is, or of which it is")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args(arguments)
     try:
         if min(options.train, options.test, options.workers) < 1:
             raise InputError("--train, --test and --workers expect 1 or more; raise the one that is less")
-        write_split(options.out, "train", options.train, options.seed, options.workers)
-        write_split(options.out, "test", options.test, options.seed, options.workers)
+        write_split(options.out, "train", options.train, options.seed, options.workers, options.maps)
+        write_split(options.out, "test", options.test, options.seed, options.workers, options.maps)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

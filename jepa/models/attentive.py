@@ -25,7 +25,8 @@ class CrossAttention(nn.Module):
 
     A handful of queries asks about many tokens, so the weights move to the query's side: ``q (W x)^T = (q W) x^T``,
     and the values are projected after they were averaged. No token is projected, which gives the same numbers as
-    projecting all of them; the bias of the keys adds the same to every score and drops out.
+    projecting all of them; the bias of the keys adds the same to every score and drops out. What is left to do with
+    the tokens, :func:`look`, does not know the weights, so the queries of many modules can share it.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -33,14 +34,28 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
 
-    def forward(self, query: Tensor, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        key, value = (part.unflatten(0, (self.heads, -1)) for part in self.kv.weight.chunk(2))  # [heads,D/heads,D]
-        x = F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+    def ask(self, query: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """What the queries ``[1,Q,D]`` look for in normalised tokens: ``[Q*heads,D]``."""
+        key = self.kv.weight.chunk(2)[0].unflatten(0, (self.heads, -1))  # [heads,D/heads,D]
         q = self.q(query[0]).unflatten(-1, (self.heads, -1)) / math.sqrt(key.shape[1])
-        absorbed = torch.einsum("qhd,hde->qhe", q, key * norm.weight).flatten(0, 1)
-        share = (x @ absorbed.T).softmax(dim=1)  # [B,L,Q*heads]
-        mean = (share.transpose(1, 2) @ x).unflatten(1, (-1, self.heads)) * norm.weight + norm.bias
+        return torch.einsum("qhd,hde->qhe", q, key * norm.weight).flatten(0, 1)
+
+    def answer(self, mean: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Of the tokens that each ask found, their mean ``[B,Q*heads,D]``, to values ``[B,Q,D]``."""
+        value = self.kv.weight.chunk(2)[1].unflatten(0, (self.heads, -1))
+        mean = mean.unflatten(1, (-1, self.heads)) * norm.weight + norm.bias
         return torch.einsum("bqhe,hde->bqhd", mean, value).flatten(2) + self.kv.bias.chunk(2)[1]
+
+
+def normalised(x: Tensor, eps: float = NORM_EPS) -> Tensor:
+    """Layer norm of tokens ``[...,D]`` without parameters: these move to the side of the queries."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+def look(ask: Tensor, x: Tensor) -> Tensor:
+    """The tokens ``x [B,L,D]`` averaged by the softmax of their products with each ``ask [A,D]``: ``[B,A,D]``."""
+    share = (x @ ask.T).softmax(dim=1)  # [B,L,A]
+    return share.transpose(1, 2) @ x
 
 
 class CrossAttentionBlock(nn.Module):
@@ -52,7 +67,15 @@ class CrossAttentionBlock(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(dim, eps=eps), FeedForward(dim, round(dim * mlp_ratio))
 
     def forward(self, query: Tensor, x: Tensor) -> Tensor:
-        query = query + self.xattn(query, x, self.norm1)
+        return self.answer(query, look(self.ask(query), normalised(x, self.norm1.eps)))
+
+    def ask(self, query: Tensor) -> Tensor:
+        """What the queries look for in normalised tokens: ``[Q*heads,D]``."""
+        return self.xattn.ask(query, self.norm1)
+
+    def answer(self, query: Tensor, mean: Tensor) -> Tensor:
+        """The block's output ``[B,Q,D]``, of the mean ``[B,Q*heads,D]`` of the tokens that each ask found."""
+        query = query + self.xattn.answer(mean, self.norm1)
         return query + self.mlp(self.norm2(query))
 
 
@@ -105,6 +128,14 @@ class AttentivePooler(nn.Module):
             x = block(x)
         return self.cross_attention_block(self.query_tokens, x)
 
+    def ask(self) -> Tensor:
+        """What the queries look for in normalised tokens: ``[Q*heads,D]``."""
+        return self.cross_attention_block.ask(self.query_tokens)
+
+    def answer(self, mean: Tensor) -> Tensor:
+        """The output ``[B,Q,D]``, of the mean ``[B,Q*heads,D]`` of the tokens that each ask found."""
+        return self.cross_attention_block.answer(self.query_tokens, mean)
+
 
 class AttentiveClassifier(nn.Module):
     """The published module, pooler and linear layer: tokens ``[B,L,D]`` to ``[B,outputs]``, read by the first query.
@@ -134,7 +165,11 @@ class AttentiveClassifier(nn.Module):
         self.linear = nn.Linear(dim, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.pooler(x)[:, 0])
+        return self.read(self.pooler(x))
+
+    def read(self, pooled: Tensor) -> Tensor:
+        """What the queries pooled, ``[B,Q,D]``, to ``[B,outputs]``."""
+        return self.linear(pooled[:, 0])
 
 
 class ActionAnticipator(nn.Module):
@@ -156,5 +191,8 @@ class ActionAnticipator(nn.Module):
         self.classifiers = nn.ModuleDict({name: nn.Linear(dim, count) for name, count in classes.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        pooled = self.pooler(x).unbind(1)
-        return {name: layer(query) for (name, layer), query in zip(self.classifiers.items(), pooled)}
+        return self.read(self.pooler(x))
+
+    def read(self, pooled: Tensor) -> dict[str, Tensor]:
+        """What the queries pooled, ``[B,Q,D]``, to scores ``{name: [B,classes]}``."""
+        return {name: layer(query) for (name, layer), query in zip(self.classifiers.items(), pooled.unbind(1))}

@@ -75,7 +75,7 @@ def test_what_is_missing_is_named(cache_path, tmp_path):
         cache.examples("train", "z")
     with pytest.raises(InputError, match="no split dev, it has train, val, test"):
         cache.examples("dev", "x")
-    (cache_path / "proprio.npy").unlink()
+    (cache_path / "proprio-00000.npy").unlink()
     with pytest.raises(InputError, match="no column proprio"):
         cache.examples("train", "proprio")
     with pytest.raises(InputError, match="is not a feature cache"):
@@ -95,29 +95,59 @@ def test_an_empty_split_and_short_episodes(cache_path):
 
 
 def test_missing_labels_and_damaged_features(cache_path):
-    state = np.load(cache_path / "state.npy")
+    path = cache_path / "state-00000.npy"
+    state = np.load(path)
     state[FeatureCache(cache_path).frames("train")[0][5], 0] = np.nan
-    np.save(cache_path / "state.npy", state)
+    np.save(path, state)
     with pytest.raises(InputError, match="target x holds NaN"):
         FeatureCache(cache_path).examples("train", "x")
     assert len(FeatureCache(cache_path).examples("train", "y"))
 
-    features = np.load(cache_path / "features.npy")
+    path = cache_path / "features-00000.npy"
+    features = np.load(path)
     features[7] = np.inf
-    np.save(cache_path / "features.npy", features)
-    with pytest.raises(InputError, match="NaN or infinity near row 7"):
-        FeatureCache(cache_path).examples("train", "y")[:]
-    np.save(cache_path / "features.npy", features[:-1])
+    np.save(path, features)
+    examples = FeatureCache(cache_path).examples("train", "y")
+    for some in (examples, examples.whole()):
+        with pytest.raises(InputError, match="NaN or infinity near row 7"):
+            some[:]
+    np.save(path, features[:-1])
     with pytest.raises(InputError, match="damaged"):
         FeatureCache(cache_path)
 
 
 def test_a_truncated_array_and_another_version(cache_path):
-    whole = (cache_path / "features.npy").read_bytes()
-    (cache_path / "features.npy").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="features.npy cannot be read"):
+    path = cache_path / "features-00000.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="features-00000.npy cannot be read"):
         FeatureCache(cache_path)
     meta = json.loads((cache_path / "meta.json").read_text())
     (cache_path / "meta.json").write_text(json.dumps({**meta, "version": 99}))
     with pytest.raises(InputError, match="format .*99"):
         FeatureCache(cache_path)
+    (cache_path / "meta.json").write_text(json.dumps({**meta, "version": 2}))
+    with pytest.raises(InputError, match="is of format .*2.*, expected .*3.*: remove it and embed again"):
+        FeatureCache(cache_path)
+
+
+def test_examples_are_the_same_from_the_disk_and_from_memory(cache_path):
+    held = FeatureCache(cache_path).examples("test", "action", reads="goal", seed=2)
+    of_all = len(np.unique(held.rows)) * 2 * 4 * 4
+    assert held.whole(of_all - 1) is held
+    memory = held.whole(of_all)
+    assert memory.whole() is memory and memory.affordable == held.affordable and len(memory) == len(held)
+    for index in (slice(3, 40, 7), [5, 5, 1], np.arange(len(held)) % 3 == 0):
+        for mine, theirs in zip(memory[index], held[index]):
+            assert torch.equal(mine, theirs)
+    keep = held.episode == held.episode[-1]
+    assert torch.equal(memory.select(keep)[:][0], held.select(keep)[:][0])
+    assert np.array_equal(memory.rows, held.rows), "rows keep the numbers that they have in the cache"
+
+
+def test_memory_needs_no_disk(cache_path):
+    memory = FeatureCache(cache_path).examples("train", "x").whole()
+    expected = memory[:]
+    for path in cache_path.glob("features-*.npy"):
+        path.unlink()
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(memory[:], expected))

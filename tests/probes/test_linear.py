@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from jepa.errors import InputError
-from probes.linear import LinearProbe, ridge
+from probes import linear
+from probes.linear import LinearProbe
 
 
 def fitted(probe, z, y):
@@ -24,14 +25,49 @@ def test_small_ridge_is_least_squares():
     assert np.abs(probe(z).detach().numpy() - expected).max() < 1e-4
 
 
-def test_ridge_meets_its_normal_equations_in_both_systems():
+@pytest.mark.parametrize("system", ["covariance", "measured again", "dual"])
+def test_every_system_gives_the_weights_of_the_normal_equations(system, monkeypatch):
+    """In one batch as in several of different sizes."""
     generator = torch.Generator().manual_seed(1)
-    for n, width in ((50, 20), (20, 50)):
-        x = torch.randn(n, width, generator=generator, dtype=torch.float64)
-        y = torch.randn(n, 3, generator=generator, dtype=torch.float64)
-        w = ridge(x, y, 0.1)
-        gradient = x.T @ (x @ w - y) / n + 0.1 * w
-        assert gradient.abs().max() < 1e-12
+    n, width = (60, 20) if system == "measured again" else (20, 50)
+    if system != "covariance":
+        monkeypatch.setattr(linear, "NARROW", 10)
+    z = 3 + torch.randn(n, 1, 1, width, generator=generator) * torch.logspace(-1, 1, width)
+    y = 5 + 2 * torch.randn(n, 3, generator=generator)
+    x = (z[:, 0, 0].double() - z[:, 0, 0].double().mean(0)) / z[:, 0, 0].double().std(0, correction=0)
+    t = (y.double() - y.double().mean(0)) / y.double().std(0, correction=0)
+    for sizes in ([n], [7, n - 8, 1]):
+        probe = LinearProbe(ridge=0.1)
+        probe.build(z[:1], y)
+        probe.fit_batches(list(zip(z.split(sizes), y.split(sizes))))
+        w = probe.head.weight.double().T
+        gradient = x.T @ (x @ w - t) / n + 0.1 * w
+        assert gradient.abs().max() < 1e-6
+        assert torch.allclose(probe(z).mean(0), y.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_logistic_regression_is_where_the_gradient_is_zero(whitened, monkeypatch):
+    """Features that are far from independent, in batches that are read again and again."""
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(400, 12, generator=generator) @ torch.randn(12, 12, generator=generator)
+    y = (z[:, :3] + 4 * torch.randn(400, 3, generator=generator)).argmax(1)
+    z = z[:, None, None]
+    monkeypatch.setattr(linear, "RESIDENT", 0)
+    if not whitened:
+        monkeypatch.setattr(linear, "NARROW", 1)
+    probe = LinearProbe(ridge=1e-2, classes=3)
+    probe.build(z[:1], y)
+    probe.fit_batches(list(zip(z.split(150), y.split(150))))
+    x, w = probe.features(z[:, 0, 0]).double(), probe.head.weight.double().T
+    residual = (x @ w + probe.head.bias.double()).softmax(1) - torch.nn.functional.one_hot(y, 3)
+    assert (x.T @ residual / 400 + 1e-2 * w).abs().max() < 1e-3 and residual.mean(0).abs().max() < 1e-3
+
+
+def test_too_wide_and_too_many_at_once_are_refused(monkeypatch):
+    monkeypatch.setattr(linear, "LARGEST_SYSTEM", 8)
+    with pytest.raises(InputError, match="10 examples of 9 features: expected at most 8"):
+        fitted(LinearProbe(), torch.randn(10, 1, 1, 9), torch.randn(10, 1))
 
 
 def test_a_linear_map_is_read_exactly_from_flat_tokens_but_not_from_their_mean():

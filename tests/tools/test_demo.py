@@ -17,8 +17,9 @@ def test_the_demo_writes_its_report(tmp_path, monkeypatch, capsys):
     assert [stage["name"] for stage in report["stages"] if stage["training"]] == ["pretrain the world model"]
     assert report["settings"]["optimiser steps"] == 4 and report["settings"]["episodes collected"] == 24
     probes = {row["name"]: row for row in report["probes"]}
-    assert len(probes) == 5 and all(row["untrained"] is not None for row in probes.values())
+    assert len(probes) == 5 and all(row["untrained"] and row["pixels"] for row in probes.values())
     assert [row["policy"] for row in report["planning"] if row["floor"]] == ["random", "idle"]
+    assert json.loads((out / "world/world.json").read_text())["rate"] == 0.05 and "data:image/svg+xml" in page
     found = json.loads((out / "plan/report.json").read_text())
     assert report["planning"][0]["success"]["value"] == found["rate"]
     for command in report["commands"]:

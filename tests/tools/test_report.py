@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
+from jepa.axes import Axis, value_axis
 from jepa.errors import InputError
 from tools.report import (
     Curve,
+    Diagram,
     Figures,
     LatentMap,
     Panel,
@@ -32,7 +35,6 @@ from tools.report import (
     Trajectory,
     write_report,
 )
-from tools.report.axes import Axis, value_axis
 from tools.report.colours import CORNERS, position_colours
 from tools.report.content import SECTIONS
 from tools.report.curves import _thin
@@ -107,6 +109,7 @@ def made_figures(name: str = "train") -> Figures:
         warnings=[f"RankMe fell: {name}"],
         latents=LatentMap.from_latents(torch.rand(90, 1, 1, 16), position, torch.rand(90, 16), room, thing=name),
         storyboards=[Storyboard(name, frames, frames, [0.1, 0.2, 0.3, 0.4], range(4), [0.0, 0.01, 0.02, 0.03], name)],
+        diagnostics=[Diagram(name, f"<svg xmlns='http://www.w3.org/2000/svg'><text>{escape(name)}</text></svg>")],
         trajectories=[
             Trajectory("slow", path, path[-1], True, 40, room, 0.06),
             Trajectory(name, path, [0.9, 0.9], False, 80, room, 0.06),

@@ -7,6 +7,7 @@
 
 from tools.report.content import (
     Curve,
+    Diagram,
     Figures,
     LatentMap,
     Panel,
@@ -24,6 +25,7 @@ from tools.report.write import write_report
 
 __all__ = [
     "Curve",
+    "Diagram",
     "Figures",
     "LatentMap",
     "Panel",

@@ -16,7 +16,7 @@ import numpy as np
 from tools.report.plane import principal_plane
 
 PICTURE = {"picture": True}  # field metadata: drawn on the page, left out of report.json
-SECTIONS = ("training", "latents", "storyboards", "plans", "probes", "planning", "timings", "reproduce")
+SECTIONS = ("training", "latents", "storyboards", "diagnostics", "plans", "probes", "planning", "timings", "reproduce")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ProbeRow:
     baseline: Score | None = None  # what needs no latents at all
     baseline_name: str = "mean of the training set"
     higher_is_better: bool = True
+    pixels: Score | None = None  # the same probe on raw pixels, down-sampled
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,14 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Diagram:
+    """A figure that was drawn elsewhere and stands alone."""
+
+    title: str
+    svg: str = field(metadata=PICTURE)
+
+
+@dataclass(frozen=True)
 class Figures:
     """The pictures of a report."""
 
@@ -230,4 +239,5 @@ class Figures:
     warnings: Sequence[str] = ()  # what the collapse watch said; shown at the top of the page
     latents: LatentMap | None = None
     storyboards: Sequence[Storyboard] = ()
+    diagnostics: Sequence[Diagram] = ()
     trajectories: Sequence[Trajectory] = ()

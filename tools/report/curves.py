@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from tools.report.axes import Axis, value_axis
+from jepa.axes import Axis, value_axis
 from tools.report.content import Curve, Panel
 from tools.report.markup import number, plain, significant, tag
 

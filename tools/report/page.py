@@ -23,6 +23,7 @@ from tools.report.markup import (
     table,
     tag,
 )
+from tools.report.pictures import diagram
 from tools.report.rooms import trajectory_grid
 from tools.report.script import SCRIPT
 from tools.report.storyboards import storyboards
@@ -131,6 +132,10 @@ def _storyboards(report: Report, figures: Figures) -> str:
     return storyboards(figures.storyboards)
 
 
+def _diagnostics(report: Report, figures: Figures) -> str:
+    return "".join(diagram(each) for each in figures.diagnostics)
+
+
 def _plans(report: Report, figures: Figures) -> str:
     return trajectory_grid(figures.trajectories) if len(figures.trajectories) else ""
 
@@ -142,11 +147,12 @@ def _probes(report: Report, figures: Figures) -> str:
             f"{escape(row.metric)} {'↑' if row.higher_is_better else '↓'}",
             f"<strong>{score(row.trained)}</strong>",
             score(row.untrained),
+            score(row.pixels),
             score(row.baseline) + (f"<small>{escape(row.baseline_name)}</small>" if row.baseline else ""),
         )
         for row in report.probes
     ]
-    head = ("Probe", "Score", "Trained", "Untrained", "Baseline")
+    head = ("Probe", "Score", "Trained", "Untrained", "Raw pixels", "Baseline")
     return table("Probes on frozen latents of held-out episodes", head, rows) if rows else ""
 
 
@@ -212,6 +218,15 @@ _SECTIONS = (  # key, name, words when there is nothing to show, how to read it,
         _storyboards,
     ),
     (
+        "diagnostics",
+        "Is it worth planning with",
+        "The forecasts of the model were not examined in this run.",
+        "On held-out episodes, beside the model before its training: how errors grow with the horizon, how often the "
+        "true actions forecast what happened best, what surprises the model, and what actions it believes lead to a "
+        "goal.",
+        _diagnostics,
+    ),
+    (
         "plans",
         "Where the plans went",
         "No planned trajectory was recorded in this run.",
@@ -222,8 +237,8 @@ _SECTIONS = (  # key, name, words when there is nothing to show, how to read it,
         "probes",
         "Probes",
         "No probe was fitted in this run.",
-        "Small models read the frozen latents. The same probe on the untrained encoder shows what training added. "
-        "An arrow up means that more is better; intervals are 95\u00a0%.",
+        "Small models read the frozen latents. The same probe on the untrained encoder and on raw pixels shows what "
+        "training added. An arrow up means that more is better; intervals are 95\u00a0%.",
         _probes,
     ),
     (

@@ -1,13 +1,17 @@
-"""Frames as PNG data inside the page."""
+"""Frames as PNG data, and figures as SVG data, inside the page."""
 
 from __future__ import annotations
 
 import base64
 import io
+from html import escape
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tools.report.content import Diagram
+from tools.report.markup import tag
 
 
 def png(frame: Any) -> str:
@@ -18,3 +22,10 @@ def png(frame: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def diagram(figure: Diagram) -> str:
+    """A card; the figure is an image of its own, so that its style stays its own."""
+    address = "data:image/svg+xml;base64," + base64.b64encode(figure.svg.encode()).decode("ascii")
+    picture = f'<img src="{address}" alt="{escape(figure.title)}" style="max-width:100%">'
+    return tag("figure", picture, class_="card storyboard")
