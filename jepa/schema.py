@@ -44,6 +44,9 @@ class Sample:
     goal: Sample | None = None  # the frame to reach: video [B,1,C,H,W], proprio [B,1,P], state [B,1,X]
     index: Tensor | None = None  # int64 [B,2]: episode number, first frame
     key: Tensor | None = None  # int64 [B]: tells this draw from those of all ranks and epochs; masks are drawn from it
+    ahead: Tensor | None = None  # float32 [B]: what is to be forecast lies so many frames behind the video's end
+    latent: Tensor | None = None  # float32 [B,T,N,D]: what a frozen encoder made of the video, in its place
+    maps: Tensor | None = None  # [B,T,H,W] a label of every pixel: uint8 class, 255 for none; or float32, NaN for none
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Sample:
         """A new sample with ``function`` applied to every tensor, goals included."""
@@ -124,6 +127,7 @@ class ActionSpec:
 
     ``low``, ``high``, ``mean``, ``std`` have one number per environment dimension; infinite bounds are allowed.
     ``block`` is the frame skip: how many environment actions one model step concatenates.
+    With ``choices`` n above 0 the environment takes one of n actions: its raw action is a one-hot vector of width n.
     """
 
     low: tuple[float, ...]
@@ -131,11 +135,14 @@ class ActionSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     block: int = 1
+    choices: int = 0  # of a discrete action; 0 where actions are continuous
 
     def __post_init__(self) -> None:
         sizes = {len(self.low), len(self.high), len(self.mean), len(self.std)}
         if len(sizes) != 1 or self.block < 1:
             raise ValueError(f"ActionSpec wants four tuples of one length and block >= 1, was given {self}")
+        if self.choices and (self.choices < 2 or self.choices != len(self.low)):
+            raise ValueError(f"a discrete ActionSpec wants 2 or more choices, one dimension for each, was given {self}")
 
     @property
     def env_width(self) -> int:
@@ -253,6 +260,20 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Dynamics:
+    """What planners that look inside of a rollout are given: three functions, never a network.
+
+    ``Problem.cost(action)`` is ``score(rollout(action), action)``, and a rollout is what ``forecast`` repeats:
+    ``forecast(rollout(action), action) == rollout(action)``.
+    """
+
+    rollout: Callable[[Tensor], Tensor]  # raw actions [B,S,H,A] -> z [B,S,H,N,D], where z[:, :, h] follows action h
+    # z [B,S,H,N,D] and actions -> [B,S,H,N,D]: step h is z[:, :, h] from the present, what is before and its action
+    forecast: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]  # z [B,S,H,N,D] and actions [B,S,H,A] -> [B,S]
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a planner is asked: it sees a cost and a space, never a network."""
 
@@ -262,6 +283,7 @@ class Problem:
     batch: int  # B
     device: torch.device | str = "cpu"
     generator: torch.Generator | None = None  # the only source of randomness
+    dynamics: Dynamics | None = None  # for collocation; None where a world has no one-step forecasts
 
 
 @runtime_checkable
@@ -301,6 +323,14 @@ class Planner(Protocol):
     def plan(self, problem: Problem, warm: Tensor | None = None) -> Plan:
         """``warm``: raw actions [B,H,A] to start from, already shifted to the present; or [B,W,H,A], where the first
         is the plan to start from and the others are candidates beside it."""
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """What guesses plans at once, for a planner to start from."""
+
+    def propose(self, z: Tensor, goal: Tensor, horizon: int) -> Tensor:
+        """Latents of the present and of the goal [B,N,D] -> raw plans [B,W,H,A] within the bounds, the best first."""
 
 
 @runtime_checkable
