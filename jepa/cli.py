@@ -18,6 +18,7 @@ usage: jepa VERB [-c CONFIG] [--key.path=value ...]
   embed     write the frozen latents of a dataset into a feature cache
   probe     fit a linear, attentive, k-NN or policy probe on a feature cache
   plan      evaluate latent planning under a named protocol
+            plan --compare A B: the paired test of two of its reports
   propose   fit a guess of plans on recorded episodes, for planners to start from
   act       evaluate a fitted policy probe under the same protocols
   inspect   say what a dataset, checkpoint or feature cache holds
@@ -36,6 +37,7 @@ FUNCTIONS = {
     "embed": "jepa.tasks.embed:embed",
     "probe": "probes.task:probe",
     "plan": "jepa.tasks.plan:plan",
+    "plan --compare": "jepa.tasks.plan:plan_compare",
     "act": "probes.acting:act",
     "propose": "jepa.tasks.propose:propose",
     "inspect": "jepa.tasks.inspect:inspect",

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,27 @@ def call(function: Callable[..., Any], args: list[str]) -> Any:
     parser.add_argument("-c", "--config", action="config", help="a YAML file with any of the arguments below")
     parser.add_argument("--vars", type=dict, default={}, help="values that the file refers to as ${vars.name}")
     names = parser.add_function_arguments(function, as_group=False, sub_configs=True)
-    if args and not args[0].startswith("-"):  # a bare first word is the first argument: jepa inspect PATH
-        args = [f"--{names[0]}", *args]
+    args = _switch_on(function, _name_words(function, names, args))
     with parse_errors(parser):
         built = parser.instantiate(parser.parse_args(args))
     return function(**{name: built[name] for name in names})
+
+
+def _name_words(function: Callable[..., Any], names: list[str], args: list[str]) -> list[str]:
+    """Bare first words are the first argument and the required ones after it: jepa inspect PATH, plan --compare A B."""
+    parameters = inspect.signature(function).parameters
+    required = [name for name in names[1:] if parameters[name].default is inspect.Parameter.empty]
+    words = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    named = [f"--{name}={word}" for name, word in zip([*names[:1], *required], words)]
+    return named + args[len(named) :]
+
+
+def _switch_on(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """A bare flag of a truth value is true: ``--force`` is ``--force=true``."""
+    parameters = inspect.signature(function).parameters
+    switches = {f"--{name}" for name, parameter in parameters.items() if parameter.annotation in ("bool", bool)}
+    following = [*args[1:], "-"]
+    return [f"{arg}=true" if arg in switches and after.startswith("-") else arg for arg, after in zip(args, following)]
 
 
 @contextmanager

@@ -18,7 +18,8 @@ def check_planner(planner: Planner, space: ActionSpec | None = None, horizon: in
 
     Args:
         planner: pure: the same problem, generator and warm start give the same plan
-        space: the actions to plan; by default bounds, means and deviations that are neither zero nor one
+        space: the actions to plan; by default bounds, means and deviations that are neither zero nor one; where it has
+            choices, every candidate must be one of them
         horizon: model steps
         batch: environments
     """
@@ -26,6 +27,8 @@ def check_planner(planner: Planner, space: ActionSpec | None = None, horizon: in
     low, high = (torch.tensor(bound * space.block) for bound in (space.low, space.high))
     draw = torch.Generator().manual_seed(1)
     centre = space.clip(space.denormalise(torch.randn(batch, 1, horizon, space.width, generator=draw)))
+    if space.choices:
+        centre = _choice(centre, space).clone()
 
     def plan(order: list[int], warm: torch.Tensor | None = None, seed: int = 0) -> Plan:
         def cost(action: torch.Tensor) -> torch.Tensor:
@@ -33,6 +36,7 @@ def check_planner(planner: Planner, space: ActionSpec | None = None, horizon: in
                 f"the cost was asked for {tuple(action.shape)}, not [B,S,H,A]"
             )
             assert ((action >= low) & (action <= high)).all(), "a candidate leaves the raw bounds"
+            assert not space.choices or torch.equal(_choice(action, space), action), "a candidate is no choice"
             return (space.normalise(action) - space.normalise(centre[order])).square().mean((2, 3))
 
         generator = torch.Generator().manual_seed(seed)
@@ -56,6 +60,12 @@ def check_planner(planner: Planner, space: ActionSpec | None = None, horizon: in
     warm = centre[:, 0].clone()
     plan(order, warm)
     assert torch.equal(warm, centre[:, 0]), "the planner changed the warm start that it was given"
+
+
+def _choice(action: Tensor, space: ActionSpec) -> Tensor:
+    """Raw actions [...,A] -> the one-hot vectors of what is greatest in each of their environment actions."""
+    each = action.unflatten(-1, (space.block, space.choices))
+    return (each.argmax(-1, keepdim=True) == torch.arange(space.choices)).to(action.dtype).flatten(-2)
 
 
 def check_task(task: Task, steps: int = 5) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core: their threads would fight over it
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
 from filmed import film  # noqa: E402
@@ -25,10 +26,9 @@ DATA = {  # name of a dataset in the configs -> how a tiny one is collected
     "reacher": ("--script=smooth", "--episodes=4", "--steps=42", "--num=4"),
     "point_maze": ("--script=smooth", "--episodes=4", "--steps=42", "--num=4"),
 }
+SMALL_WORLD = {"dim": 16, "width": 32, "depth": 1, "heads": 4, "convolutions": [4, 8, 8], "frames": 5, "rollout": 4}
+SMALL_WORLD |= {"encoder_depth": 1, "encoder_heads": 2, "mlp_ratio": 2.0}
 SMALL_FIT = (
-    "--vars.dim=16",
-    "--model.world.predictor.init_args.width=32",
-    "--model.world.predictor.init_args.depth=1",
     "--data.batch_size=4",
     "--data.windows_per_epoch=16",
     "--data.val_windows=4",
@@ -69,11 +69,29 @@ SMALL_MASKED = (
 )
 
 
+def small_world(given: dict[str, object]) -> list[str]:
+    """Flags that shrink the run of a world model with these variables."""
+    return [*(f"--vars.{name}={value}" for name, value in SMALL_WORLD.items() if name in given), *SMALL_FIT]
+
+
 def small_masked(given: dict[str, object]) -> list[str]:
     """Flags that shrink the run of a masked model with these variables."""
     small = {name: value for name, value in SMALL_VARS.items() if name in given}
     small["grid"] = [2 if "frames" in given else 1, 8, 8]
     return [*(f"--vars.{name}={value}" for name, value in small.items()), *SMALL_MASKED]
+
+
+def record(path: Path) -> None:
+    """Noise, with actions and poses as wide as those of DROID's robot."""
+    from jepa.data.hdf5 import Hdf5Writer
+    from jepa.schema import ActionSpec, ObservationSpec, Specs
+
+    ones, zeros, random = (1.0,) * 7, (0.0,) * 7, np.random.default_rng(0)
+    space = ActionSpec((-1.0,) * 7, ones, zeros, ones)
+    with Hdf5Writer(path, Specs(space, ObservationSpec(32, 32, proprio_mean=zeros, proprio_std=ones))) as writer:
+        for _ in range(4):
+            video = random.integers(256, size=(12, 3, 32, 32), dtype=np.uint8)
+            writer.append(video, random.normal(size=(11, 7)).astype("f4"), random.normal(size=(12, 7)).astype("f4"))
 
 
 @dataclass
@@ -108,7 +126,7 @@ class Workshop:
     def data(self, name: str) -> Path:
         path = self.folder / "data" / f"{name}.h5"
         if not path.exists():
-            self.run("collect", name, f"--out={path}", *DATA[name])
+            record(path) if name == "droid" else self.run("collect", name, f"--out={path}", *DATA[name])
         return path
 
     def checkpoint(self, run: str) -> Path:
@@ -117,9 +135,9 @@ class Workshop:
         if not path.exists():
             config = next(file for file in CONFIGS.glob("pretrain/*.yaml") if variables(file)["run"] == run)
             given = variables(config)
-            if given.get("data") in DATA:
+            if given.get("data") in (*DATA, "droid"):
                 self.data(given["data"])
-                self.run("fit", "-c", config, *SMALL_FIT)
+                self.run("fit", "-c", config, *small_world(given))
             else:
                 self.videos()
                 if given.get("start"):
@@ -151,14 +169,17 @@ class Workshop:
         labels = {"direction": number, "speed": number % 3, "digit": number}
         VideoIndex.open(folder, workers=1).with_labels(labels).write(folder / "index.parquet")
 
-    def features(self, run: str, untrained: bool = False) -> Path:
-        path = self.folder / "runs" / run / ("features_untrained" if untrained else "features")
+    def features(self, run: str, baseline: str = "") -> Path:
+        """Of the trained encoder, or of a baseline: untrained, pixels."""
+        path = self.folder / "runs" / run / "_".join(filter(None, ("features", baseline)))
         if not path.exists():
             self.checkpoint(run)
-            config = next(file for file in CONFIGS.glob("embed/*.yaml") if variables(file)["run"] == run)
+            configs = [file for file in sorted(CONFIGS.glob("embed/*.yaml")) if variables(file)["run"] == run]
+            config = next(file for file in configs if ("pixels" in file.stem) == (baseline == "pixels"))
             given = variables(config)
             small = [f"--vars.{name}={SMALL_VARS[name]}" for name in ("size", "frames") if name in given]
-            self.run("embed", "-c", config, f"--out={path}", f"--world.untrained={str(untrained).lower()}", *small)
+            small += ["--world.untrained=true"] if baseline == "untrained" else []
+            self.run("embed", "-c", config, f"--out={path}", *small)
         return path
 
 

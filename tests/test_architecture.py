@@ -16,7 +16,7 @@ LIBRARY = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tools"]
 STAIRCASE = (
     ("jepa", "errors"),  # "jepa" is the version
     ("schema",),
-    ("masks", "metrics", "optim", "testing"),
+    ("axes", "masks", "metrics", "optim", "svg", "testing"),
     ("models", "objectives", "data", "envs", "planning", "retrieval", "imagination", "evaluation"),
     ("checkpoints",),
     ("runtime",),
@@ -33,6 +33,7 @@ HOMES = {
     "av": {"jepa/data/pyav.py"},
     "torchcodec": {"jepa/data/torchcodec.py"},
     "pyarrow": {"jepa/data/parquet.py"},
+    "nevergrad": {"jepa/planning/gradient_free.py"},
 }
 LINES = 400
 

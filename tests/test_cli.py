@@ -100,7 +100,7 @@ def test_a_checkpoint_brings_the_statistics_that_it_was_trained_with(jepa, works
     assert mine == theirs
 
 
-def test_inspect(jepa, workshop):
+def test_inspect(jepa, workshop, tmp_path):
     dataset = jepa("inspect", workshop.data("two_rooms")).out
     for fact in ("12", "300", "3 x 64 x 64", "2 wide, in blocks of 1", "jepa/TwoRooms-v0", "two_rooms/v1", "x, y"):
         assert fact in dataset
@@ -110,7 +110,7 @@ def test_inspect(jepa, workshop):
     features = jepa("inspect", workshop.features("two_rooms")).out
     for fact in ("feature cache", "episodes in train", "float16", "in blocks of 3"):
         assert fact in features
-    assert str(workshop.folder) in jepa("inspect", workshop.folder).complaint()
+    assert str(tmp_path) in jepa("inspect", tmp_path).complaint()
 
 
 def test_predict_gives_the_latents_of_every_window(workshop):

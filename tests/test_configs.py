@@ -14,12 +14,15 @@ import yaml
 from jepa.checkpoints import load
 from jepa.evaluation import Report
 from jepa.runtime import CONFIG_ROOTS
+from jepa.tasks.features import read_meta
 from probes.cache import FeatureCache
 
 CONFIGS = CONFIG_ROOTS[-1]
-RUNS = {"pretrain": "fit", "embed": "embed", "probe": "probe", "plan": "plan"}  # folder -> verb
+RUNS = {"pretrain": "fit", "embed": "embed", "probe": "probe", "plan": "plan", "act": "act"}  # folder -> verb
 PARTS = ("model", "data", "trainer", "planner")
+CLIPS = ("anticipation", "dense")  # need further labels of clips: tests/probes/test_clip_configs.py runs them
 SMALL_PLANNER = {"candidates": 8, "elites": 6, "iterations": 1, "first_iterations": 1}  # where a planner has them
+SMALL_PLANNER |= {"simulations": 2, "first_simulations": 2, "sync_steps": 1}
 SMALL_PLAN = ("--pairs=2", "--decisions=1", "--device=cpu")
 SMALL_PROBE = ("--epochs=1", "--lr=[0.001]", "--accelerator=cpu", "--reach=2")
 
@@ -70,7 +73,9 @@ def test_pretrain(path, workshop):
     run = variables(path)["run"]
     checkpoint = workshop.checkpoint(run)
     world = load(str(checkpoint))
-    assert world.specs.action.block == variables(path).get("frame_skip", 1) and world.encoder.dim == 16
+    given = variables(path)
+    assert world.specs.action.block == given.get("frame_skip", 1)
+    assert world.encoder.dim == 16 or "dim" not in given  # a pretrained backbone has its own
     assert all(value.isfinite().all() for value in world.state_dict().values())
     assert list((workshop.folder / "runs" / run).rglob("metrics.csv"))
     assert list((workshop.folder / "runs" / run).rglob("config.yaml"))
@@ -85,34 +90,62 @@ def test_the_last_step_is_kept(path, jepa):
     assert every and all(trainer["max_steps"] % steps == 0 for steps in every)
 
 
-@pytest.mark.parametrize("path", found("embed"), ids=named)
+OWN = {variables(path)["run"] for path in found("pretrain")}  # the others embed what was published: tests/tasks
+
+
+@pytest.mark.parametrize("path", [path for path in found("embed") if variables(path)["run"] in OWN], ids=named)
 def test_embed(path, workshop):
-    run = variables(path)["run"]
-    trained, untrained = (FeatureCache(workshop.features(run, untrained)) for untrained in (False, True))
-    assert trained.meta["data"] == untrained.meta["data"] and trained.meta["weights"] != untrained.meta["weights"]
-    for cache in (trained, untrained):
-        assert np.isfinite(np.load(cache.path / "features.npy", allow_pickle=False)).all()
+    run, baseline = variables(path)["run"], "pixels" if "pixels" in path.stem else "untrained"
+    trained, other = (FeatureCache(workshop.features(run, name)) for name in ("", baseline))
+    assert trained.meta["data"] == other.meta["data"] and trained.meta["weights"] != other.meta["weights"]
+    for cache in (trained, other):
+        assert np.isfinite(cache.features[:]).all()
 
 
-@pytest.mark.parametrize("path", found("probe"), ids=named)
+@pytest.mark.parametrize("path", [path for path in found("probe") if path.stem not in CLIPS], ids=named)
 def test_probe(path, jepa, workshop, tmp_path):
-    run = variables(path)["run"]
-    workshop.features(run), workshop.features(run, untrained=True)
+    run, baselines = variables(path)["run"], yaml.safe_load(path.read_text())["baselines"]
+    caches = [workshop.features(run, name) for name in ("", *baselines)]
+    weights = {read_meta(cache)["weights"] for cache in caches}
     assert jepa("probe", "-c", path, f"--out={tmp_path}", *SMALL_PROBE).code == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["baseline"]["features"]["weights"] != report["features"]["weights"]
+    used = (report, *report["baselines"].values())
+    assert {part["seeds"][0]["features"]["weights"] for part in used} == weights and len(weights) == len(caches)
     assert all(map(math.isfinite, numbers(report))) and len(numbers(report)) > 10
     assert (tmp_path / "probe.safetensors").stat().st_size
 
 
+def small_planner(jepa, config) -> list[str]:
+    planner = yaml.safe_load(jepa.print("plan", "-c", config, "--print_config"))["planner"]["init_args"]
+    return [f"--planner.{setting}={value}" for setting, value in SMALL_PLANNER.items() if setting in planner]
+
+
 @pytest.mark.parametrize("path", found("plan"), ids=named)
 def test_plan(path, jepa, workshop, tmp_path):
+    if path.stem.endswith("nevergrad"):
+        pytest.importorskip("nevergrad", exc_type=ImportError, reason="pip install 'jepa-worlds[compare]'")
     workshop.checkpoint(variables(path)["run"])
-    planner = yaml.safe_load(jepa.print("plan", "-c", path, "--print_config"))["planner"]["init_args"]
-    small = [f"--planner.{setting}={value}" for setting, value in SMALL_PLANNER.items() if setting in planner]
+    small = small_planner(jepa, path)
     assert jepa("plan", "-c", path, f"--out={tmp_path}", *small, *SMALL_PLAN).code == 0
     report = Report.load(tmp_path / "report.json")
     assert len(report.steps) == 2 and set(report.floors) == {"random", "idle"}
     told = json.loads((tmp_path / "report.json").read_text())
     assert all(map(math.isfinite, numbers(told)))
     assert (tmp_path / "trajectories.npz").is_file()
+
+
+@pytest.mark.parametrize("path", found("act"), ids=named)
+def test_act(path, jepa, workshop, tmp_path):
+    """On the pairs of the planner's config of the same name, and beside it."""
+    run = variables(path)["run"]
+    workshop.features(run)
+    fit = (f"--vars.run={run}", f"--out={tmp_path}/probe", "--baselines=null", *SMALL_PROBE)
+    assert jepa("probe", "-c", "probe/goal_policy", *fit).code == 0
+    few = ("--pairs=2", "--num=2", "--decisions=1", "--device=cpu")
+    small = small_planner(jepa, f"plan/{path.stem}")
+    assert jepa("plan", "-c", f"plan/{path.stem}", f"--out={tmp_path}/plan", *small, *few).code == 0
+    against = f"--against={tmp_path}/plan/report.json"
+    assert jepa("act", "-c", path, f"--probe={tmp_path}/probe", f"--out={tmp_path}/act", against, *few).code == 0
+    report = Report.load(tmp_path / "act/report.json")
+    assert report.pairs_digest == Report.load(tmp_path / "plan/report.json").pairs_digest
+    assert report.comparison.pairs == 2 and set(report.floors) == {"random", "idle"}

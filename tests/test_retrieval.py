@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa.errors import InputError
-from jepa.retrieval import FrameIndex
+from jepa.retrieval import FrameIndex, ProductQuantiser
 
 
 @pytest.fixture
@@ -129,3 +129,32 @@ for _ in range(2):
     assert (index.search(x[:300].numpy(), 1)[1][:, 0] == range(300)).all()
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_codes_of_a_product_quantiser():
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(2, 16, 3))
+    vectors = np.concatenate([centres[part, random.integers(0, 16, 2000)] for part in range(2)], axis=1)
+    made = ProductQuantiser.train(vectors, 2)
+    codes = made.encode(vectors)
+    assert codes.shape == (2000, 2) and codes.dtype == np.uint8 and made.codebooks.shape == (2, 256, 3)
+    assert np.allclose(made.decode(codes), vectors, atol=1e-2) and made.error(vectors) < 1e-6, "16 values of each part"
+    again = ProductQuantiser(made.codebooks)
+    assert np.array_equal(again.encode(vectors), codes) and np.array_equal(again.decode(codes), made.decode(codes))
+    assert np.array_equal(ProductQuantiser.train(vectors, 2).codebooks, made.codebooks)
+    noise = random.normal(size=(4000, 8)).astype(np.float32)
+    errors = [ProductQuantiser.train(noise[:2000], parts).error(noise[2000:]) for parts in (1, 2, 4, 8)]
+    assert errors == sorted(errors, reverse=True) and 0 < errors[-1] < 0.01 < errors[0] < 1
+
+
+@pytest.mark.parametrize(
+    "vectors, parts, complaint",
+    [
+        (np.zeros((300, 6)), 4, "quantise=4 bytes for 6 numbers: expected a divisor, one of 1, 2, 3, 6"),
+        (np.zeros((255, 6)), 3, "255 tokens to learn from, expected 256"),
+        (np.full((300, 6), np.nan), 3, "NaN or infinity"),
+    ],
+)
+def test_what_cannot_be_quantised(vectors, parts, complaint):
+    with pytest.raises(InputError, match=complaint):
+        ProductQuantiser.train(vectors, parts)

@@ -109,6 +109,6 @@ def test_every_clip_is_embedded_and_probed(fitted, jepa, monkeypatch):
     assert trained.meta["data"] == untrained.meta["data"] and trained.meta["weights"] != untrained.meta["weights"]
     spread = np.asarray(trained.features, dtype=np.float32).std(0).mean()
     assert spread > 0.01, "latents of different clips are the same"
-    told = jepa("inspect", "features").out
+    told = jepa("inspect", "./features").out  # without a folder it is the verb "inspect features"
     for fact in ("clips of 4 frames (fps 8), 5 of a video", "2 x 4 tokens", "24 wide", "episodes in train"):
         assert fact in told

@@ -6,6 +6,8 @@
     python -m tools.benchmark masks
     python -m tools.benchmark probes
     python -m tools.benchmark features
+    python -m tools.benchmark plan
+    python -m tools.benchmark anytime --world=runs/two_rooms_seed0/last.ckpt --pairs=30
 
 The machine must be idle: what runs beside a measurement widens its interval, and moves it.
 """
@@ -17,8 +19,10 @@ import sys
 from jsonargparse import auto_cli
 
 from jepa.errors import InputError
+from tools.benchmarks.anytime import anytime
 from tools.benchmarks.features import features
 from tools.benchmarks.masks import masks
+from tools.benchmarks.plan import plan
 from tools.benchmarks.probes import probes
 from tools.benchmarks.step import step
 from tools.benchmarks.video import decode, transforms
@@ -27,7 +31,7 @@ from tools.benchmarks.video import decode, transforms
 def main(args: list[str] | None = None) -> int:
     """Exit code 0, or 2 for wrong input."""
     try:
-        ways = [step, transforms, decode, masks, features, probes]
+        ways = [step, transforms, decode, masks, features, probes, plan, anytime]
         told = auto_cli(ways, args=args, as_positional=False, description=__doc__)
     except InputError as error:
         sys.stderr.write(f"benchmark: {error}\n")

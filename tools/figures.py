@@ -47,7 +47,7 @@ def draw(run: Path, data: Path) -> Figures:
         curves=[*_objectives(rows), *_collapse(rows)],
         latents=_latents(features, FeatureCache(run / "features_untrained")),
         storyboards=_storyboards(load(str(run / "last.ckpt")), episodes, features),
-        diagnostics=[Diagram(title, (run / f"world/{name}.svg").read_text()) for name, title in DIAGNOSTICS.items()],
+        diagnostics=_diagnostics(run / "world"),
         trajectories=_trajectories(run / "plan/trajectories.npz"),
     )
 
@@ -134,6 +134,13 @@ def _storyboard(
         position_error=(found.state[:, :2] - sample.state[1:, :2]).norm(dim=1).tolist(),
         unit="room widths",
     )
+
+
+def _diagnostics(folder: Path) -> list[Diagram]:
+    """What ``jepa inspect world`` drew."""
+    drawn = [Diagram(title, (folder / f"{name}.svg").read_bytes()) for name, title in DIAGNOSTICS.items()]
+    boards = (folder / "storyboards.png").read_bytes()
+    return [*drawn, Diagram("What happened, and what the model imagines of its plan", boards, "png")]
 
 
 def _trajectories(path: Path) -> list[Trajectory]:

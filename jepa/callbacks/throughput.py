@@ -55,5 +55,6 @@ class Throughput(Callback):
 def _counts(batch: Any) -> tuple[int, int]:
     """Clips and frames of a batch."""
     parts = batch if isinstance(batch, list) else [batch]
-    videos = [(part if isinstance(part, Sample) else part.sample).video for part in parts]
-    return sum(len(video) for video in videos), sum(len(video) * video.shape[1] for video in videos)
+    samples = [part if isinstance(part, Sample) else part.sample for part in parts]
+    seen = [sample.video if sample.latent is None else sample.latent for sample in samples]
+    return sum(len(clips) for clips in seen), sum(len(clips) * clips.shape[1] for clips in seen)

@@ -18,7 +18,7 @@ from jepa.schema import Episodes, Sample, Specs
 
 log = logging.getLogger(__name__)
 
-FRAMES = ("video", "proprio", "state")  # one per frame of the window
+FRAMES = ("video", "latent", "proprio", "state")  # one per frame of the window
 STEPS = ("action", "reward", "terminated")  # one per environment step within it
 
 

@@ -58,8 +58,8 @@ def evaluate(
 ) -> Report:
     """Success of ``policy`` on the pairs of ``protocol``, ``task.num`` pairs at once.
 
-    A pair is solved by the first step at which the task says so, the start included, and then costs nothing more:
-    policies whose ``act`` takes ``active [B]`` are told which environments still matter.
+    Where the protocol stops a pair at its first success, the pair costs nothing more: policies whose ``act`` takes
+    ``active [B]`` are told which environments still matter.
 
     Args:
         policy: what is judged
@@ -112,15 +112,16 @@ def _judge(
     progress: bool,
 ) -> Report:
     watch = _Watch(policy)
-    digest, solved, begun = hashlib.sha256(), [], time.perf_counter()
+    digest, solved, reached, begun = hashlib.sha256(), [], [], time.perf_counter()
     with _bar(progress) as bar:
         row = bar.add_task(name, total=protocol.pairs)
         for first, count in _batches(protocol.pairs, task.num):
             sample = _reset(task, protocol, first, count, states, goals)
             digest.update(_pair_bytes(sample, count))
-            run = _Run(sample, count, protocol.budget, trajectories is not None)
+            run = _Run(sample, count, protocol, trajectories is not None)
             run.play(policy, task, watch)
             solved.append(run.solved[:count])
+            reached.append(run.reached[:count])
             if trajectories is not None:
                 trajectories.add(**run.record())
             bar.advance(row, count)
@@ -128,9 +129,10 @@ def _judge(
         policy=name,
         protocol=protocol.to_dict(),
         steps=torch.cat(solved).tolist(),
+        reached=torch.cat(reached).tolist(),
         pairs_digest=digest.hexdigest()[:16],
         batch=task.num,
-        latency=Latency.of(watch.times()),
+        latency=watch.latency(),
         device=str(getattr(policy, "device", "cpu")),
         seconds=time.perf_counter() - begun,
     )
@@ -141,12 +143,20 @@ def _judge(
 class _Run:
     """One batch of episodes, from the reset to the end of the budget."""
 
-    def __init__(self, sample: Sample, count: int, budget: int, record: bool) -> None:
-        self.sample, self.count, self.budget = sample, count, budget
+    def __init__(self, sample: Sample, count: int, rules: EvaluationProtocol, record: bool) -> None:
+        self.sample, self.count, self.rules, self.budget = sample, count, rules, rules.budget
         self.active = torch.arange(len(sample.video)) < count  # the rest fills up the batch
-        self.solved = torch.full((len(sample.video),), -1)  # environment steps to success
+        self.reached = torch.full((len(sample.video),), -1)  # environment steps until the goal is first reached
+        self.at_goal = torch.zeros_like(self.active)  # now, or where the pair stopped
         self.first, self.states, self.actions = sample, [sample.state[:, -1].clone()], []
         self.recording = record
+
+    @property
+    def solved(self) -> Tensor:
+        """Environment steps to the success that counts [B]; -1 where there is none."""
+        if self.rules.judged == "any":
+            return self.reached
+        return torch.where(self.at_goal, self.budget, -1)
 
     def play(self, policy: Policy, task: Task, watch: _Watch) -> None:
         policy.reset(torch.ones(len(self.active), dtype=torch.bool))
@@ -154,7 +164,7 @@ class _Run:
         for step in range(1, self.budget + 1):
             if not self.active.any():
                 return
-            action = watch.act(self.sample, self.active)
+            action = watch.act(self.first if self.rules.open_loop else self.sample, self.active)
             outcome = task.step(action)
             self.sample = outcome.sample
             if self.recording:
@@ -164,8 +174,10 @@ class _Run:
 
     def _mark(self, step: int, success: Tensor) -> None:
         now = success.cpu() & self.active
-        self.solved[now] = step
-        self.active &= ~now
+        self.reached[now & (self.reached < 0)] = step
+        self.at_goal[self.active] = now[self.active]
+        if self.rules.stops:
+            self.active &= ~now
 
     def _write(self, action: Tensor) -> None:
         gone = ~self.active[:, None]
@@ -209,6 +221,11 @@ class _Watch:
     def times(self) -> list[float]:
         return self.own["total"][self.skip :] if self.own else self.calls
 
+    def latency(self, first: float | None = None, skip: int = 0) -> Latency:
+        """Of what was timed since the beginning, without the first ``skip`` decisions; stages where they are told."""
+        stages = {name: times[self.skip + skip :] for name, times in (self.own or {}).items() if name != "total"}
+        return Latency.of(self.times()[skip:], first, stages)
+
 
 def latency(policy: Policy, sample: Sample, decisions: int = 20, calls: int = 2000) -> Latency:
     """Milliseconds per decision of a policy that serves one environment alone.
@@ -230,7 +247,7 @@ def latency(policy: Policy, sample: Sample, decisions: int = 20, calls: int = 20
         if len(watch.times()) > decisions:
             break
     times = watch.times()
-    return Latency.of(times[1:], first=times[0])
+    return watch.latency(first=times[0], skip=1)
 
 
 def _batches(pairs: int, num: int) -> Iterator[tuple[int, int]]:

@@ -19,7 +19,7 @@ from jepa.schema import Episodes
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How a policy is judged. A success counts when the goal is reached at any step of the budget, the start included.
+    """How a policy is judged.
 
     Args:
         name: name and version; a change of any other entry needs a new one
@@ -31,6 +31,10 @@ class EvaluationProtocol:
             episode, ``offset`` environment steps apart
         offset: environment steps from start to goal, for ``episodes``
         unsolved: leave out pairs whose start already counts as success, for ``episodes``
+        judged: when a success counts: ``any`` step of the budget, the start included, or only the ``end`` of it
+        stops: a pair ends at its first success, and the policy is told; otherwise it acts to the end of the budget and
+            is told nothing
+        open_loop: the policy sees the start and nothing after it, so that its first plan must cover the budget
         seed: pair i is seeded with seed + i
         description: one sentence
     """
@@ -43,6 +47,9 @@ class EvaluationProtocol:
     goals: Literal["environment", "episodes"] = "environment"
     offset: int = 0
     unsolved: bool = False
+    judged: Literal["any", "end"] = "any"
+    stops: bool = True
+    open_loop: bool = False
     seed: int = 1_000_000
     description: str = ""
 
@@ -51,6 +58,11 @@ class EvaluationProtocol:
             raise InputError(
                 f"protocol {self.name} wants pairs >= 1, budget >= 1 and, for goals from episodes, offset >= 1; was "
                 f"given pairs={self.pairs}, budget={self.budget}, offset={self.offset}"
+            )
+        if self.judged == "end" and self.stops:
+            raise InputError(
+                f"protocol {self.name} is judged at the end of its budget, so that no pair may stop at its first "
+                "success: expected stops=False"
             )
 
     def with_pairs(self, pairs: int) -> EvaluationProtocol:
@@ -82,6 +94,29 @@ _ALL = (
         offset=25,
         budget=50,
         description="Reach the state that a held-out episode reached 25 steps later; success at any of 50 steps.",
+    ),
+    EvaluationProtocol(
+        "pusht/openloop30",
+        "gym_pusht/PushT-v0",
+        goals="episodes",
+        offset=30,
+        budget=30,
+        judged="end",
+        stops=False,
+        open_loop=True,
+        description="Reach the state that a held-out episode reached 30 steps later by one plan of 30 steps, acted out "
+        "blindly; success at the last of them.",
+    ),
+    EvaluationProtocol(
+        "pusht/dinowm-unbounded",
+        "gym_pusht/PushT-v0",
+        goals="episodes",
+        offset=25,
+        budget=250,
+        judged="end",
+        stops=False,
+        description="Reach the state that a held-out episode reached 25 steps later with any number of plans, and stay "
+        "there: nobody tells the policy that it succeeded; success at the last of 250 steps, ten times the offset.",
     ),
     EvaluationProtocol(
         "reacher/25-50",

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,19 +23,35 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per decision; ``first_ms`` is the first decision of an episode, where it is told apart."""
+    """Milliseconds per decision.
+
+    Attributes:
+        first_ms: of the first decision of an episode, where it is told apart
+        stages_ms: median of each stage of a decision, where the policy tells them
+    """
 
     p50_ms: float | None = None
     p95_ms: float | None = None
     decisions: int = 0
     first_ms: float | None = None
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, seconds: Sequence[float], first: float | None = None) -> Latency:
+    def of(
+        cls,
+        seconds: Sequence[float],
+        first: float | None = None,
+        stages: Mapping[str, Sequence[float]] | None = None,
+    ) -> Latency:
         if not len(seconds):
             return cls()
         p50, p95 = np.quantile(np.asarray(seconds) * 1000, [0.5, 0.95])
-        return cls(float(p50), float(p95), len(seconds), None if first is None else first * 1000)
+        medians = {name: float(np.median(times)) * 1000 for name, times in (stages or {}).items()}
+        return cls(float(p50), float(p95), len(seconds), None if first is None else first * 1000, medians)
+
+    def trace(self) -> str:
+        """The stages in one line; empty where the policy tells none."""
+        return ", ".join(f"{name} {value:.1f}" for name, value in self.stages_ms.items())
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,9 @@ class Report:
     Attributes:
         policy: its name
         protocol: the entries of the protocol
-        steps: per pair, the environment steps to success: 0 if solved at the start, -1 if not solved
+        steps: per pair, the environment steps to the success that counts under the protocol; -1 if not solved
+        reached: per pair, the environment steps until the goal was first reached: 0 at the start, -1 never; it differs
+            from steps where the protocol judges the end of the budget
         pairs_digest: hash of the starts and goals
         latency: per call of the policy for a whole batch of ``batch`` environments
         alone: per decision of the policy that serves one environment
@@ -90,6 +108,11 @@ class Report:
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     seconds: float = 0.0
     comparison: Comparison | None = None
+    reached: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.reached:  # a report from before protocols judged anything but the first success
+            self.reached = list(self.steps)
 
     @property
     def pairs(self) -> int:
@@ -111,7 +134,12 @@ class Report:
     @property
     def solved_at_start(self) -> float:
         """Fraction of pairs that needed no step: an honest rate counts them in and says how many they are."""
-        return sum(step == 0 for step in self.steps) / self.pairs
+        return sum(step == 0 for step in self.reached) / self.pairs
+
+    @property
+    def reached_rate(self) -> float:
+        """Fraction of pairs whose goal was reached at any step, whether or not that counts."""
+        return sum(step >= 0 for step in self.reached) / self.pairs
 
     @property
     def success_at(self) -> list[float]:
@@ -136,6 +164,7 @@ class Report:
             "rate": self.rate,
             "interval": [low, high],
             "solved_at_start": self.solved_at_start,
+            "reached_rate": self.reached_rate,
             "steps_to_success": self.steps_to_success,
             "steps_to_success_interval": bootstrap([step for step in self.steps if step >= 0]),
             "success_at": self.success_at,
@@ -167,7 +196,13 @@ class Report:
             raise InputError(f"no report at {path}: {error}; write one with `jepa plan`") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f"{path} is not a report of format {FORMAT}; write it again with `jepa plan`")
-        return cls.from_dict(data)
+        try:
+            report = cls.from_dict(data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not a whole report ({error}); write it again with `jepa plan`") from error
+        if not report.steps:
+            raise InputError(f"{path} holds no pairs; write it again with `jepa plan`")
+        return report
 
     def row(self) -> dict[str, str]:
         """Column -> text: one row of a table."""
@@ -177,6 +212,7 @@ class Report:
             "protocol": self.protocol["name"],
             "pairs": str(self.pairs),
             "success %": f"{100 * self.rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+            "success@k %": self._curve(),
             "solved at start %": f"{100 * self.solved_at_start:.1f}",
             "steps": _number(self.steps_to_success, ".1f"),
             "ms p50 / p95": f"{_number(self.alone.p50_ms, '.1f')} / {_number(self.alone.p95_ms, '.1f')}",
@@ -185,8 +221,20 @@ class Report:
             cells[f"{name} %"] = f"{100 * self.floors[name].rate:.1f}" if name in self.floors else "-"
         return cells
 
+    def _curve(self) -> str:
+        """Success within a quarter, a half and all of the budget; only the last where the end is judged."""
+        budget, rates = self.protocol["budget"], self.success_at
+        at_end = self.protocol.get("judged") == "end"
+        marks = [budget] if at_end else sorted({max(1, budget // 4), max(1, budget // 2), budget})
+        return ", ".join(f"@{k} {100 * rates[k]:.1f}" for k in marks)
+
     def __str__(self) -> str:
-        return table([self]) if self.comparison is None else f"{table([self])}\n\n{self.comparison}"
+        parts = [table([self])]
+        if stages := self.alone.trace() or self.latency.trace():
+            parts.append(f"median ms of the stages of a decision: {stages}")
+        if self.comparison is not None:
+            parts.append(str(self.comparison))
+        return "\n\n".join(parts)
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jepa.errors import InputError
 from jepa.models.layers import Block, initialise, layer_norm, run
+from jepa.models.packaged import packaged_weights
 from jepa.models.positions import sincos_2d
 from jepa.models.weights import fill, read_state
 
@@ -198,10 +199,13 @@ class TimmBackbone(Encoder):
         name: a timm model name, e.g. "tf_efficientnet_lite0" or "vit_small_patch14_dinov2.lvd142m".
         size: height and width of a frame in pixels.
         weights: path of a state dict for that timm model (.pth or .safetensors), loaded strictly and without running
-            code; None leaves the random initialisation.
+            code; "package" for those that a pip package ships (tf_efficientnet_lite0: jepa-worlds[pretrained]); None
+            leaves the random initialisation.
         pool: "mean" gives one token per frame, "none" keeps the grid (without class and register tokens).
         frozen: no gradient and always in evaluation mode, whatever the trainer says.
         norm: end with a layer norm without parameters.
+        layer: the stage (of convolutional networks) or block whose output is the latent; null for the last. Earlier
+            stages have finer grids.
     """
 
     def __init__(
@@ -212,6 +216,7 @@ class TimmBackbone(Encoder):
         pool: str = "mean",
         frozen: bool = True,
         norm: bool = True,
+        layer: int | None = None,
     ) -> None:
         _check_pool(pool)
         config = _pretrained_config(name)
@@ -220,14 +225,14 @@ class TimmBackbone(Encoder):
         self.backbone = timm.create_model(
             name, num_classes=0, **({"img_size": size} if config.fixed_input_size else {})
         )
-        self.pool = pool
+        self.pool, self.layer = pool, layer
         if weights is not None:
-            _load_weights(self.backbone, Path(weights), config.classifier)
+            _load_weights(self.backbone, name, weights, config.classifier)
         with torch.no_grad():
-            feature_map = self.backbone.eval().forward_features(torch.zeros(1, 3, size, size))
+            feature_map = self._map(self.backbone.eval(), torch.zeros(1, 3, size, size))
         self.backbone.train()
         self.grid = (1, 1) if pool == "mean" else self._grid(feature_map)
-        self.dim = self.backbone.num_features
+        self.dim = self.backbone.num_features if layer is None else feature_map.shape[1]
         if frozen:
             self.freeze()
 
@@ -237,7 +242,19 @@ class TimmBackbone(Encoder):
         return tuple(self.backbone.patch_embed.grid_size)
 
     def _channels_first(self, x: Tensor) -> Tensor:
-        return x.movedim(-1, 1) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else x
+        foreign = self.layer is None and getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+        return x.movedim(-1, 1) if foreign else x
+
+    def _map(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """What the backbone, or its chosen layer, makes of images [n,C,H,W]: a feature map, or tokens."""
+        if self.layer is None:
+            return backbone.forward_features(images)
+        if not 0 <= self.layer < self.depth:
+            raise InputError(
+                f"layer {self.layer} of timm's {type(backbone).__name__} was asked for; it has 0 to {self.depth - 1}"
+            )
+        options = {"indices": [self.layer], "norm": True, "stop_early": True, "output_fmt": "NCHW"}
+        return backbone.forward_intermediates(images, **options, intermediates_only=True)[0]
 
     @property
     def depth(self) -> int:
@@ -262,7 +279,7 @@ class TimmBackbone(Encoder):
 
     def features(self, images: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            x = self.backbone.forward_features(images)
+            x = self._map(self.backbone, images)
         if x.ndim == 4:  # a feature map: [n,D,h,w], or [n,h,w,D] of windowed transformers
             x = self._channels_first(x).flatten(2).transpose(1, 2)
         else:
@@ -286,10 +303,14 @@ def _pretrained_config(name: str) -> timm.models.PretrainedCfg:
         raise InputError(f"timm cannot build {name!r}: {error} See timm.list_pretrained().") from error
 
 
-def _load_weights(backbone: nn.Module, path: Path, classifier: str | tuple[str, ...] | None) -> None:
-    """Load a timm state dict without its classifier. Nothing in the file can run code."""
+def _load_weights(backbone: nn.Module, name: str, weights: str, classifier: str | tuple[str, ...] | None) -> None:
+    """Load a timm state dict, or a package's, without its classifier. Nothing in the file can run code."""
     remedy = "give a timm state dict, saved with safetensors or torch.save(model.state_dict(), ...)"
-    state = read_state(path, "the timm model", remedy)
+    path = Path(weights)
+    if weights == "package":
+        state, path = packaged_weights(name)
+    else:
+        state = read_state(path, "the timm model", remedy)
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     kept = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
     fill(backbone, kept, path, "the timm model")

@@ -32,17 +32,24 @@ class WorldModel(nn.Module):
         self, encoder: Encoder, predictor: Predictor, target: Target, rollout_steps: int = 0, forced: bool = True
     ) -> None:
         super().__init__()
-        tokens = encoder.grid[0] * encoder.grid[1]
-        if (encoder.dim, tokens) != (predictor.dim, predictor.tokens):
-            raise InputError(
-                f"the encoder makes {tokens} tokens of {encoder.dim} dimensions, but the predictor was given tokens="
-                f"{predictor.tokens} and dim={predictor.dim}; set the predictor's as the encoder's"
-            )
         if not (forced or rollout_steps):
             raise InputError("the world model was given forced=false and rollout_steps=0: set at least one of them")
         self.encoder, self.predictor, self.target = encoder, predictor, target
         self.rollout_steps, self.forced = rollout_steps, forced
+        self._check_sizes()
         target.bind(encoder)
+
+    @property
+    def tokens(self) -> int:
+        """N"""
+        return self.encoder.grid[0] * self.encoder.grid[1]
+
+    def _check_sizes(self) -> None:
+        if (self.encoder.dim, self.tokens) != (self.predictor.dim, self.predictor.tokens):
+            raise InputError(
+                f"the encoder makes {self.tokens} tokens of {self.encoder.dim} dimensions, but the predictor was given "
+                f"tokens={self.predictor.tokens} and dim={self.predictor.dim}; set the predictor's as the encoder's"
+            )
 
     def bind(self, specs: Specs) -> None:
         """Learn the action space and its statistics, once, before training or before weights are loaded."""
@@ -60,7 +67,11 @@ class WorldModel(nn.Module):
 
     def encode(self, sample: Sample) -> Tensor:
         """video [B,T,C,H,W] -> z [B,T,N,D]"""
-        return self.encoder(sample.video)
+        return self._look(sample)
+
+    def _look(self, sample: Sample) -> Tensor:
+        """The encoder's latents [B,T,N,D]; those of a feature cache, where the sample has them."""
+        return self.encoder(sample.video) if sample.latent is None else sample.latent
 
     def predict(self, z: Tensor, action: Tensor) -> Tensor:
         """z [B,T,N,D], raw actions [B,T,A] -> p [B,T,N,D], where p[:, t] forecasts z[:, t+1]."""
@@ -87,14 +98,16 @@ class WorldModel(nn.Module):
         context = z.shape[1] - self.rollout_steps
         if context < 1:
             raise InputError(f"a rollout of {self.rollout_steps} steps needs more frames than data.frames={z.shape[1]}")
-        prediction = Prediction(
-            z=z, h=self.target(self.encoder, sample.video, z), action=self.specs.action.normalise(sample.action)
-        )
+        prediction = Prediction(z, self.targets(sample, z), self.specs.action.normalise(sample.action))
         if self.forced:
             prediction.p = self._forced(z[:, :-1], sample)
         if self.rollout_steps:
             prediction.rollout = self._open_loop(z[:, :context], sample)
         return prediction
+
+    def targets(self, sample: Sample, z: Tensor) -> Tensor:
+        """What the forecasts are compared with, [B,T,N,D], beside the latents of the same window."""
+        return self.target(self.encoder, sample.video, z)
 
     def _forced(self, z: Tensor, sample: Sample) -> Tensor:
         """All latents of a window but the last [B,T-1,N,D] -> what follows each, [B,T-1,N,D]."""

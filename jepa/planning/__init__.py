@@ -1,12 +1,13 @@
 """Planning in latent space: costs over imagined latents, planners that see only a cost, and the MPC policy."""
 
-from jepa.planning.agent import MPC, check_specs, imagined
+from jepa.planning.agent import MPC, imagined
 from jepa.planning.categorical import CategoricalCEM
 from jepa.planning.collocation import Collocation
 from jepa.planning.costs import ActionPenalty, Cost, GoalLatent, WeightedSum
 from jepa.planning.gradient import GradientPlanner
 from jepa.planning.gradient_free import Nevergrad
 from jepa.planning.knots import Knots, coloured_noise, shift
+from jepa.planning.match import check_history, check_members, check_specs
 from jepa.planning.mcts import GoalGame, TreeSearch
 from jepa.planning.mppi import MPPI
 from jepa.planning.readings import Constraint, Proprioception, Return
@@ -35,6 +36,8 @@ __all__ = [
     "Risk",
     "TreeSearch",
     "WeightedSum",
+    "check_history",
+    "check_members",
     "check_specs",
     "coloured_noise",
     "imagined",

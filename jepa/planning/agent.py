@@ -10,25 +10,13 @@ import torch
 from torch import Tensor
 
 from jepa.errors import InputError
+from jepa.planning.clock import Clock
 from jepa.planning.costs import Cost
 from jepa.planning.knots import shift
-from jepa.schema import Dynamics, Plan, Planner, Problem, Proposal, Sample, Specs, World
+from jepa.planning.match import check_members
+from jepa.schema import Dynamics, Plan, Planner, Problem, Proposal, Sample, World
 
-_MUST_AGREE = (
-    *("action.low", "action.high", "action.choices"),
-    *("observation.height", "observation.width", "observation.channels"),
-)
-
-
-def check_specs(world: Specs, task: Specs) -> None:
-    """InputError if a world cannot act in a task: other action width or bounds, image size, or environment."""
-    must = _MUST_AGREE + (("evaluation.env",) if world.evaluation.env and task.evaluation.env else ())
-    lines = [line for line in world.differences(task) if line.startswith(tuple(f"{name}:" for name in must))]
-    if lines:
-        raise InputError(
-            f"the world and the environment disagree (world != environment): {'; '.join(lines)}; "
-            "use the environment that the checkpoint was trained for, or train on episodes of this one"
-        )
+STAGES = ("encode", "rollout", "cost", "search", "host")  # of a decision
 
 
 def forecast_steps(world: World, z: Tensor, past: Tensor | None, virtual: Tensor, action: Tensor) -> Tensor:
@@ -62,6 +50,7 @@ def imagined(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
     proprio: Tensor | None = None,
+    clock: Clock | None = None,
 ) -> Problem:
     """What a planner is asked when it is to reach a goal in the imagination of a world.
 
@@ -76,12 +65,15 @@ def imagined(
         device: where the world is
         generator: the planner's only source of chance
         proprio: of the context [B,T,P], for a world whose rollouts want it
+        clock: told how long the stages ``rollout`` and ``cost`` take
     """
-    space = world.specs.action
+    space, clock = world.specs.action, clock or Clock(device)
     roll = world.rollouts if cost.members else world.rollout
     if proprio is not None:
         roll = partial(roll, proprio=proprio)
+    roll = clock.timed("rollout", roll)
 
+    @partial(clock.timed, "cost")
     def score(forecast: Tensor, action: Tensor) -> Tensor:
         return cost(forecast, goal, space.normalise(action))
 
@@ -93,7 +85,7 @@ def imagined(
     if hasattr(world, "predict") and not cost.members and proprio is None:
         dynamics = Dynamics(
             lambda action: roll(z, action, past),
-            lambda virtual, action: forecast_steps(world, z, past, virtual, action),
+            clock.timed("rollout", partial(forecast_steps, world, z, past)),
             score,
         )
     return Problem(price, space, horizon, len(z), device, generator, dynamics)
@@ -113,8 +105,9 @@ class MPC:
 
     A planner that leaves ``elites [B,W,H,A]`` in the trace of its plan gets them back, shifted, behind the warm start:
     it is then [B,1+W,H,A]. What a ``proposal`` guesses stands behind those; where there is no plan yet, its first guess
-    is the warm start. ``seconds`` lists, for every call that planned, the time of the stages ``encode``, ``plan`` and
-    ``total``.
+    is the warm start. ``seconds`` lists, for every call that planned, how long its stages took:
+    ``encode`` (present and goal), ``rollout`` and ``cost`` (of the candidates), ``search`` (the planner's own work, its
+    gradients included, and proposals), ``host`` (all else) and ``total``, their sum.
 
     Args:
         world: forecasts latents; its specs say what an action is; a module is moved to the device and put into
@@ -152,13 +145,9 @@ class MPC:
                 f"MPC wants 1 <= execute <= horizon, history >= 1 and chunk >= 1, was given execute={execute}, "
                 f"horizon={horizon}, history={self.history}, chunk={chunk}"
             )
-        if cost.members and not hasattr(world, "rollouts"):
-            raise InputError(
-                f"the cost is over the members of an ensemble, but a {type(world).__name__} is one world; use "
-                "jepa.models.ensemble.EnsembleWorld, or a cost without risk and disagreement"
-            )
+        check_members(world, cost)
         self.space, self.device, self.seed = world.specs.action, device, seed
-        self.seconds: dict[str, list[float]] = {"encode": [], "plan": [], "total": []}
+        self.seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "total")}
         self._generator = torch.Generator(device)
         low, high = torch.tensor(self.space.low), torch.tensor(self.space.high)
         self._zero = torch.zeros(self.space.env_width).clamp(low, high)
@@ -226,27 +215,29 @@ class MPC:
     @torch.inference_mode()
     def _decide(self, sample: Sample, goal: Tensor, seen: Tensor, due: Tensor) -> None:
         """Encode the environments ``seen`` and plan for those that are ``due``: both host indices."""
-        start = time.perf_counter()
-        if len(seen):
-            self._observe(sample, seen)
+        start, clock = time.perf_counter(), Clock(self.device)
+        with clock.stage("encode"):
+            if len(seen):
+                self._observe(sample, seen)
+            if len(due):
+                self._aim(sample, goal, due[self._fresh[due]])
         if not len(due):
             return
-        self._aim(sample, goal, due[self._fresh[due]])
-        self._wait()
-        encoded = time.perf_counter()
         warm = ~self._fresh[due]
         # A batch needs one length of context and one kind of start; environments that began together share both.
         for key in torch.stack([self._frames[due], warm.long()]).unique(dim=1).T:
-            self._plan(due[(self._frames[due] == key[0]) & (warm == key[1])], warm=bool(key[1]))
+            self._plan(due[(self._frames[due] == key[0]) & (warm == key[1])], bool(key[1]), clock)
         self._fresh[due] = False
         self._taken[due] = 0
-        planned = time.perf_counter()
-        for stage, value in (("encode", encoded - start), ("plan", planned - encoded), ("total", planned - start)):
-            self.seconds[stage].append(value)
+        self._note(time.perf_counter() - start, clock)
 
-    def _wait(self) -> None:
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def _note(self, total: float, clock: Clock) -> None:
+        """List the stages of a decision; the device was waited for when its plan was fetched."""
+        encode, rollout, cost, plan = (clock.seconds(stage) for stage in ("encode", "rollout", "cost", "plan"))
+        search = max(0.0, plan - rollout - cost)
+        host = max(0.0, total - encode - rollout - cost - search)
+        for stage, value in zip((*STAGES, "total"), (encode, rollout, cost, search, host, total)):
+            self.seconds[stage].append(value)
 
     def _encode(self, sample: Sample, rows: Tensor) -> Tensor:
         """z [b,1,N,D] of pixels and proprioception only: nothing else of the sample is touched."""
@@ -274,7 +265,7 @@ class MPC:
             self._goal_z, self._goal = z.new_zeros(len(self._fresh), *z.shape[1:]), torch.empty_like(goal)
         self._goal_z[rows], self._goal[rows] = z, goal[rows]
 
-    def _plan(self, rows: Tensor, warm: bool) -> None:
+    def _plan(self, rows: Tensor, warm: bool, clock: Clock) -> None:
         """One plan for each of ``rows``, which have the same number of frames in their past."""
         frames = int(self._frames[rows[0]])
         with torch.inference_mode(False):  # copies that autograd may save, for planners that follow the gradient
@@ -282,8 +273,10 @@ class MPC:
             past = self._past[rows, self.history - frames :] if frames > 1 else None
 
         about = (self.horizon, self.chunk, self.device, self._generator)
-        problem = imagined(self.world, self.cost, z, goal, past, *about)
-        self._keep(self.planner.plan(problem, self._start(rows, warm)), rows)
+        problem = imagined(self.world, self.cost, z, goal, past, *about, clock=clock)
+        with clock.stage("plan"):
+            plan = self.planner.plan(problem, self._start(rows, warm))
+        self._keep(plan, rows)
 
     def _start(self, rows: Tensor, warm: bool) -> Tensor | None:
         """Raw plans [b,H,A] or [b,W,H,A] that the planner starts from: the last one, its elites, what is proposed."""

@@ -76,7 +76,12 @@ def _features(path: Path) -> str:
     facts = {
         "row": about["transform"],
         "latent": f"{about['steps']} x {about['tokens']} tokens{grid}, {about['width']} wide, {about['dtype']}",
-        **{name: about[name] for name in ("pool", "precision", "checkpoint", "source")},
+        "layers": "the last" if about["layers"] is None else ", ".join(map(str, about["layers"])),
+        "quantised": _quantised(about),
+        **{name: about[name] for name in ("pool", "precision", "checkpoint", "checkpoint_hash", "source")},
+        "rows": f"{about['rows']:,} in {about['shards']:,} shards",
+        "bytes on disk": f"{sum(file.stat().st_size for file in path.iterdir()):,}",
+        "software": ", ".join(f"{name} {number}" for name, number in about["software"].items()),
     }
     facts |= {f"episodes in {name}": len(numbers) for name, numbers in about["splits"].items()}
     specs = Specs.from_dict(about["specs"])
@@ -84,6 +89,12 @@ def _features(path: Path) -> str:
         return table(f"feature cache {path}", facts | _specs(specs))
     labels = ", ".join(specs.observation.state_names) or "none"
     return table(f"feature cache {path}", facts | {"labels": labels, "files left out": len(about["left_out"])})
+
+
+def _quantised(about: dict[str, Any]) -> str:
+    if not about["quantise"]:
+        return "no"
+    return "{bytes} bytes a token, {lost:.1%} of the variance lost".format(**about["quantisation"])
 
 
 def _specs(specs: Specs) -> dict[str, Any]:

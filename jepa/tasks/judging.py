@@ -36,6 +36,7 @@ def judge(
     against: Path | None = None,
     floors: bool = True,
     decisions: int = 20,
+    force: bool = False,
 ) -> Report:
     """Evaluate a policy; write report.json and trajectories.npz.
 
@@ -54,6 +55,7 @@ def judge(
         against: an earlier report.json of the same pairs; the paired comparison joins this report
         floors: judge a random and a do-nothing policy on the same pairs too
         decisions: how many decisions of one environment alone are timed; 0 for none
+        force: show how world and environment disagree, and go on
 
     Raises:
         InputError: unknown protocol, world of another environment, episodes missing, a report of other pairs
@@ -65,7 +67,7 @@ def judge(
     task = make(rules.env, num=min(num, rules.pairs), size=size, **rules.env_options)
     seen = Trajectories()
     try:
-        check_specs(specs, task.specs)
+        check_specs(specs, task.specs, force)
         starts, goals = _pairs(rules, task, episodes, parts, split_seed)
         report = evaluate(policy, task, rules, starts, goals, floors, decisions, name, seen)
     finally:

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from jepa.data.clips import split
-from jepa.data.hdf5 import Hdf5Episodes
-from jepa.envs import make
 from jepa.errors import InputError
-from jepa.evaluation import EvaluationProtocol, Report, Trajectories, compare, episode_pairs, evaluate, find_protocol
-from jepa.planning import MPC, Cost, check_specs
-from jepa.schema import Planner, Task, World
-
-log = logging.getLogger(__name__)
+from jepa.evaluation import EvaluationProtocol, Report, compare, find_protocol, table
+from jepa.planning import MPC, Cost, check_history
+from jepa.schema import Planner, Proposal, World
+from jepa.tasks.judging import describe, judge
 
 
 def plan(
     world: World,
     planner: Planner,
     cost: Cost,
-    protocol: str,
     out: Path,
     horizon: int,
+    protocol: str | None = None,
     execute: int = 1,
     history: int | None = None,
     chunk: int | None = None,
@@ -42,6 +33,8 @@ def plan(
     name: str = "",
     seed: int = 0,
     device: str = "cpu",
+    proposal: Proposal | None = None,
+    force: bool = False,
 ) -> Report:
     """Evaluate planning in the latent space of a world model; write report.json and trajectories.npz.
 
@@ -49,9 +42,9 @@ def plan(
         world: what forecasts, e.g. class_path jepa.checkpoints.load with init_args path
         planner: what searches, e.g. jepa.planning.CEM
         cost: what makes a forecast good, e.g. jepa.planning.GoalLatent
-        protocol: name of the evaluation protocol, e.g. two_rooms/v1
         out: folder of the report
         horizon: model steps that a plan looks ahead
+        protocol: name of the evaluation protocol, e.g. two_rooms/v1; by default the one that the world was trained for
         execute: model steps of a plan that are executed before the next plan
         history: frames of context in model steps; by default those that the world was trained to start from
         chunk: candidates per environment in one rollout, to bound the memory; all by default
@@ -66,65 +59,50 @@ def plan(
         name: of this policy in the table; by default world and planner
         seed: of the planner's noise
         device: where the world runs, e.g. cuda
+        proposal: guesses plans for the planner to start from
+        force: show how world, environment and command disagree, and go on
 
     Raises:
-        InputError: unknown protocol, world of another environment, episodes missing, a report of other pairs
+        InputError: unknown protocol, an open-loop protocol that the plan does not cover, more history than in training,
+            world of another environment, episodes missing, a report of other pairs
     """
-    rules = find_protocol(protocol)
-    rules = rules if pairs is None else rules.with_pairs(pairs)
-    earlier = None if against is None else Report.load(against)
-    policy = MPC(world, planner, cost, horizon, execute, history, chunk, device, seed)
-    size = world.specs.observation.height
-    task = make(rules.env, num=min(num, rules.pairs), size=size, **rules.env_options)
-    seen = Trajectories()
-    try:
-        check_specs(world.specs, task.specs)
-        starts, goals = _pairs(rules, task, episodes, parts, split_seed)
-        title = name or f"{type(world).__name__}, {type(planner).__name__}"
-        report = evaluate(policy, task, rules, starts, goals, floors, decisions, title, seen)
-    finally:
-        task.close()
-    report.settings = _settings(policy) | {"num": task.num, "episodes": None if episodes is None else str(episodes)}
-    report.comparison = None if earlier is None else compare(report, earlier)
-    seen.save(out / "trajectories.npz")
-    report.save(out / "report.json")
-    log.info("wrote %s", out / "report.json")
-    return report
+    check_history(world.specs, history, force)
+    rules = find_protocol(protocol or world.specs.evaluation.protocol)
+    _check_cover(rules, execute * world.specs.action.block)
+    policy = MPC(world, planner, cost, horizon, execute, history, chunk, device, seed, proposal)
+    title = name or f"{type(world).__name__}, {type(planner).__name__}"
+    trial = (pairs, num, episodes, parts, split_seed, against, floors, decisions, force)
+    return judge(policy, world.specs, rules.name, out, title, _settings(policy), *trial)
 
 
-def _pairs(
-    rules: EvaluationProtocol, task: Task, episodes: Path | None, parts: tuple[float, float, float], split_seed: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Starts and goals from the test episodes, or None where the environment draws them."""
-    if (rules.goals == "episodes") != (episodes is not None):
-        needs = "needs a dataset for its starts and goals" if episodes is None else "draws its own starts and goals"
+def _check_cover(rules: EvaluationProtocol, steps: int) -> None:
+    if rules.open_loop and steps < rules.budget:
         raise InputError(
-            f"protocol {rules.name} {needs}, was given episodes={episodes}; "
-            f"{'name one' if episodes is None else 'leave it out'}"
+            f"protocol {rules.name} is one plan of {rules.budget} environment steps, acted out blindly; execute and "
+            f"the frame skip make {steps}: raise horizon and execute"
         )
-    if episodes is None:
-        return None, None
-    store = Hdf5Episodes(episodes)
-    _, _, test = split(store, parts, split_seed)
-    return episode_pairs(store, rules, task.success, test)
+
+
+def plan_compare(first: Path, second: Path) -> str:
+    """The paired test of two reports on the same pairs: exact McNemar and the interval of the difference.
+
+    Args:
+        first: report.json of ``jepa plan`` or ``jepa act``, or its folder
+        second: another of the same protocol and pairs
+
+    Raises:
+        InputError: no report there, or reports of other protocols or pairs
+    """
+    paths = [path / "report.json" if path.is_dir() else path for path in (first, second)]
+    reports = [Report.load(path) for path in paths]
+    if reports[0].policy == reports[1].policy:
+        for report, path in zip(reports, paths):
+            report.policy = f"{report.policy} ({path})"
+    return f"{table(reports)}\n\n{compare(*reports)}"
 
 
 def _settings(policy: MPC) -> dict[str, Any]:
     """How the policy was made, as plain values."""
     names = ("horizon", "execute", "history", "chunk", "seed")
-    parts = {"planner": _describe(policy.planner), "cost": _describe(policy.cost)}
-    return parts | {name: getattr(policy, name) for name in names} | {"specs": _describe(policy.world.specs)}
-
-
-def _describe(part: Any) -> Any:
-    """Class name and public attributes, down to plain values."""
-    if isinstance(part, float) and not math.isfinite(part):
-        return str(part)  # JSON has no infinity
-    if part is None or isinstance(part, (bool, int, float, str)):
-        return part
-    if isinstance(part, (list, tuple)):
-        return [_describe(item) for item in part]
-    if isinstance(part, Mapping):
-        return {str(key): _describe(value) for key, value in part.items()}
-    public = {key: _describe(value) for key, value in vars(part).items() if not key.startswith("_")}
-    return {"class": type(part).__name__, **public}
+    parts = {"planner": describe(policy.planner), "cost": describe(policy.cost), "proposal": describe(policy.proposal)}
+    return parts | {name: getattr(policy, name) for name in names} | {"specs": describe(policy.world.specs)}

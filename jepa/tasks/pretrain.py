@@ -30,7 +30,7 @@ class Pretrain(Training):
         prediction = self.world(sample)
         losses = self._losses([prediction])
         loss = self._total(losses)
-        self._report(losses | {"loss": loss}, stage, len(sample.video))
+        self._report(losses | {"loss": loss}, stage, len(prediction.z))
         return {"loss": loss, "prediction": prediction.detach()}
 
     def training_step(self, sample: Sample, index: int) -> dict[str, Any]:

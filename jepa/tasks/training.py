@@ -43,8 +43,10 @@ class Training(LightningModule):
             return
         specs = self.trainer.datamodule.specs
         self.world.bind(specs)
+        # latents of world models may have channels beside the encoder's
+        width = self.world.predictor.dim if isinstance(self.world, WorldModel) else self.world.encoder.dim
         for objective in self.objectives.values():
-            objective.bind(specs, self.world.encoder.dim)
+            objective.bind(specs, width)
 
     @property
     def progress(self) -> float:

@@ -306,3 +306,78 @@ def test_reports_of_other_pairs_or_protocols_are_not_compared(changes):
     with pytest.raises(InputError, match="cannot be compared") as caught:
         compare(mine, other)
     assert "\n" not in str(caught.value)
+
+
+BEFORE, AFTER = torch.tensor([[0.0, 0.5], [0.3, 0.5], [0.48, 0.5]]), torch.tensor([[0.5, 0.5]] * 3)
+OF_EPISODES = {"goals": "episodes", "offset": 1, "pairs": 3, "budget": 8}
+
+
+class Eastward(Straight):
+    """Passes over the goal: what it does not know is that it is there."""
+
+    def act(self, sample, active=None):
+        super().act(sample, active)
+        return torch.tensor([[1.0, 0.0]]).repeat(len(sample.video), 1)
+
+
+def test_without_privileged_stopping_a_policy_must_stay_and_is_told_nothing():
+    rules = protocol(**OF_EPISODES, judged="end", stops=False)
+    passing, task = Eastward(), Points(3)
+    report = quiet(passing, task, rules, BEFORE, AFTER)
+    assert report.steps == [-1, -1, -1] and report.reached == [5, 2, 0] and task.steps == 8
+    assert passing.active == [3] * 8, "nobody says that a pair is solved"
+    assert report.rate == 0.0 and report.reached_rate == 1.0 and report.solved_at_start == pytest.approx(1 / 3)
+    staying = quiet(Straight(), Points(3), rules, BEFORE, AFTER)
+    assert staying.steps == [8, 8, 8] and staying.success_at[7] == 0.0 and staying.success_at[8] == 1.0
+    stopped = quiet(Eastward(), Points(3), protocol(**OF_EPISODES), BEFORE, AFTER)
+    assert stopped.steps == stopped.reached == [5, 2, 0]
+
+
+def test_in_an_open_loop_the_policy_sees_the_start_and_nothing_after_it():
+    class Watching(Straight):
+        def act(self, sample, active=None):
+            seen.append(sample.state[:, 0].clone())
+            return super().act(sample, active)
+
+    seen = []
+    rules = protocol(**OF_EPISODES, judged="end", stops=False, open_loop=True)
+    quiet(Watching(), Points(3), rules, BEFORE, AFTER)
+    assert len(seen) == 8 and all(torch.equal(state, BEFORE) for state in seen)
+    world = TrueWorld(2)
+    cost = GoalLatent(reduce="sum", last_weight=3.0)
+    planned = quiet(MPC(world, CEM(), cost, horizon=4, execute=4), Points(3), rules, BEFORE, AFTER)
+    assert planned.steps == [8, 8, 8], "one plan of four blocks of two steps reaches the goal and stays"
+    assert planned.latency.decisions == 1
+
+
+def test_an_episode_that_ends_is_judged_where_it_ended():
+    rules = protocol(**OF_EPISODES, judged="end", stops=False)
+    start = torch.tensor([[0.4, 0.5], [0.49, 0.5], [0.2, 0.5]])
+    report = quiet(Eastward(), Points(3, fatal=True), rules, start, AFTER)
+    assert report.steps == [8, -1, -1] and report.reached == [1, 0, -1]
+
+
+def test_the_stages_of_decisions_and_success_at_k_are_printed_and_kept(tmp_path):
+    policy = MPC(TrueWorld(), CEM(), GoalLatent(reduce="sum", last_weight=3.0), horizon=8)
+    report = evaluate(policy, Points(10), protocol(), progress=False, floors=False, decisions=3)
+    stages = ["encode", "rollout", "cost", "search", "host"]
+    assert list(report.alone.stages_ms) == list(report.latency.stages_ms) == stages
+    assert 0 < sum(report.alone.stages_ms.values()) < 3 * report.alone.p95_ms
+    assert "ms of the stages of a decision: encode " in str(report)
+    curve = report.success_at
+    assert f"@5 {100 * curve[5]:.1f}, @10 {100 * curve[10]:.1f}, @20 {100 * curve[20]:.1f}" in str(report)
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report
+
+
+@pytest.mark.parametrize("spoil", [{"steps": None}, {"latency": {"p51_ms": 1}}, {"steps": []}])
+def test_half_a_report_is_refused_in_one_line(tmp_path, spoil):
+    quiet(Straight(), Points(4), protocol(pairs=2)).save(tmp_path / "report.json")
+    data = json.loads((tmp_path / "report.json").read_text()) | spoil
+    data.pop("reached")
+    if data["steps"] is None:
+        del data["steps"]
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="write it again") as caught:
+        Report.load(tmp_path / "report.json")
+    assert "\n" not in str(caught.value)

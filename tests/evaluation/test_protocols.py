@@ -41,6 +41,7 @@ def protocol(**changes):
 
 def test_every_protocol_is_filed_under_its_name_and_has_a_version():
     promised = {"two_rooms/v1", "two_rooms_random/v1", "pusht/swm25-50", "reacher/25-50", "point_maze/25-50"}
+    promised |= {"pusht/openloop30", "pusht/dinowm-unbounded"}
     assert promised <= set(PROTOCOLS)
     for name, entry in PROTOCOLS.items():
         assert entry.name == name and "/" in name and entry.description
@@ -61,7 +62,7 @@ def test_protocols_are_frozen_and_checked():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PROTOCOLS["two_rooms/v1"].budget = 1000
     assert PROTOCOLS["two_rooms/v1"].with_pairs(7).pairs == 7
-    for wrong in ({"pairs": 0}, {"budget": 0}, {"offset": 0}):
+    for wrong in ({"pairs": 0}, {"budget": 0}, {"offset": 0}, {"judged": "end"}):
         with pytest.raises(InputError):
             protocol(**wrong)
 
@@ -106,3 +107,12 @@ def test_starts_that_are_already_solved_are_left_out_where_the_protocol_says_so(
     assert episode_pairs(Store(50), protocol(), early)[0][:, 1].min() == 0
     with pytest.raises(InputError, match="move further"):
         episode_pairs(Store(50), protocol(unsolved=True, pairs=3), lambda s, g: torch.ones(1, dtype=torch.bool))
+
+
+def test_the_three_rules_on_pusht_differ_in_what_papers_differ_in():
+    rules = [PROTOCOLS[f"pusht/{name}"] for name in ("swm25-50", "openloop30", "dinowm-unbounded")]
+    assert [(rule.offset, rule.budget) for rule in rules] == [(25, 50), (30, 30), (25, 250)]
+    assert [rule.judged for rule in rules] == ["any", "end", "end"]
+    assert [rule.stops for rule in rules] == [True, False, False]
+    assert [rule.open_loop for rule in rules] == [False, True, False]
+    assert {rule.pairs for rule in rules} == {200}

@@ -1,10 +1,13 @@
 """MPC as a policy: what it encodes and when, what it remembers, and what it never looks at."""
 
+import logging
+import time
+
 import pytest
 import torch
 
 from jepa.errors import InputError
-from jepa.planning import CEM, ICEM, MPC, GoalLatent, check_specs
+from jepa.planning import CEM, ICEM, MPC, GoalLatent, check_history, check_specs
 from jepa.schema import ActionSpec, EvalSpec, ObservationSpec, Plan, Policy, Problem, Sample, Specs
 
 SIZE = 4
@@ -209,7 +212,25 @@ def test_seconds_are_listed_for_every_decision_and_only_there():
     policy = agent(execute=2)
     for _ in range(5):
         policy.act(present([[0, 0]], [[99, 99]]))
-    assert {stage: len(times) for stage, times in policy.seconds.items()} == {"encode": 3, "plan": 3, "total": 3}
+    stages = ("encode", "rollout", "cost", "search", "host", "total")
+    assert {stage: len(times) for stage, times in policy.seconds.items()} == dict.fromkeys(stages, 3)
+
+
+def test_the_stages_of_a_decision_add_up_and_each_is_told_from_the_others():
+    class Slow(World):
+        def encode(self, sample):
+            time.sleep(0.02)  # twice: present and goal
+            return super().encode(sample)
+
+        def rollout(self, z, action, past=None):
+            time.sleep(0.03)
+            return super().rollout(z, action, past)
+
+    policy = agent(Slow())
+    policy.act(present([[0, 0]], [[99, 99]]))
+    took = {stage: times[0] for stage, times in policy.seconds.items()}
+    assert took["encode"] >= 0.04 and took["rollout"] >= 0.03
+    assert sum(took[stage] for stage in took if stage != "total") == pytest.approx(took["total"], rel=1e-3)
 
 
 def test_costs_that_are_all_broken_are_evidence():
@@ -254,3 +275,19 @@ def test_specs_that_disagree_are_refused_by_name():
         with pytest.raises(InputError, match=word) as caught:
             check_specs(mine, other)
         assert "\n" not in str(caught.value)
+
+
+def test_a_forced_mismatch_is_shown_line_by_line_and_goes_on(caplog):
+    mine, large = specs(), Specs(specs().action, ObservationSpec(96, SIZE), EvalSpec("maze"))
+    with caplog.at_level(logging.WARNING):
+        check_specs(mine, large, force=True)
+        check_history(mine, 3, force=True)
+    shown = [record.message for record in caplog.records]
+    assert len(shown) == 3 and "evaluation.env: toy != maze" in shown[0] and "history: 1 != 3" in shown[2]
+
+
+def test_more_context_than_the_world_was_trained_on_is_refused():
+    check_history(specs(history=3), None)
+    check_history(specs(history=3), 2)
+    with pytest.raises(InputError, match="evaluation.history: 3 != 4"):
+        check_history(specs(history=3), 4)

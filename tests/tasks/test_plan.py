@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from jepa.cli import main
 from jepa.data.clips import split
 from jepa.envs import two_rooms
 from jepa.errors import InputError
-from jepa.evaluation import PROTOCOLS, EvaluationProtocol, Report
+from jepa.evaluation import PROTOCOLS, EvaluationProtocol, Report, compare
 from jepa.planning import CEM, GoalLatent
 from jepa.runtime import call
 from jepa.schema import ActionSpec, EvalSpec, ObservationSpec, Sample, Specs, World
-from jepa.tasks.plan import plan
+from jepa.tasks.plan import plan, plan_compare
 
 ROOMS = EvaluationProtocol("rooms/episodes", "jepa/TwoRooms-v0", goals="episodes", offset=10, budget=30, unsolved=True)
 
@@ -21,9 +22,9 @@ ROOMS = EvaluationProtocol("rooms/episodes", "jepa/TwoRooms-v0", goals="episodes
 class SeesDots:
     """The latent is where the red dot is; forecasts are the true physics of the fixed rooms."""
 
-    def __init__(self, env="jepa/TwoRooms-v0", bound=1.0):
+    def __init__(self, env="jepa/TwoRooms-v0", bound=1.0, protocol=""):
         action = ActionSpec((-bound,) * 2, (bound,) * 2, (0.0, 0.0), (0.4, 0.4))
-        self.specs = Specs(action, ObservationSpec(64, 64), EvalSpec(env))
+        self.specs = Specs(action, ObservationSpec(64, 64), EvalSpec(env, protocol=protocol))
 
     def encode(self, sample):
         red = sample.video[:, :, 0].float()
@@ -114,7 +115,7 @@ def test_yaml_plugs_any_function_that_returns_a_world(tmp_path, monkeypatch):
         "out": str(tmp_path / "out"),
     }
     path.write_text(json.dumps(config))
-    report = call(plan, ["--config", str(path), "--pairs=2", "--planner.init_args.hold=2"])
+    report = call(plan, ["--config", str(path), "--force", "--pairs=2", "--planner.init_args.hold=2"])
     assert report.pairs == 2 and report.settings["planner"] == report.settings["planner"] | {"class": "ICEM", "hold": 2}
     assert report.settings["cost"]["weights"] == [1.0, 0.01]
 
@@ -145,3 +146,65 @@ def test_goals_come_from_the_test_episodes_only(tmp_path, monkeypatch):
         rows = {round((y - 0.6) / 0.05) for y in file["goal"][:, 1].tolist()}
         assert np.allclose(file["goal"][:, 0] - file["state"][:, 0, 0], 0.3, atol=1e-5)
     assert rows == set(test) and report.rate == 1.0 and report.solved_at_start == 0.0
+
+
+def test_the_protocol_comes_from_the_world_by_default(tmp_path):
+    world = SeesDots(protocol="two_rooms_random/v1")
+    report = run(tmp_path, world=world, protocol=None, pairs=1, floors=False, decisions=0)
+    assert report.protocol["name"] == "two_rooms_random/v1"
+
+
+def test_a_mismatch_is_refused_with_a_diff_and_force_goes_on(tmp_path, caplog):
+    options = {"pairs": 1, "floors": False, "decisions": 0}
+    for wrong, diff in (
+        ({"history": 2}, "evaluation.history: 1 != 2"),
+        ({"world": SeesDots(env="Reacher-v5")}, "evaluation.env: Reacher-v5 != jepa/TwoRooms-v0"),
+    ):
+        with pytest.raises(InputError, match=diff):
+            run(tmp_path, **options, **wrong)
+        caplog.clear()
+        assert run(tmp_path, **options, **wrong, force=True).pairs == 1
+        assert diff in caplog.text
+
+
+def test_an_open_loop_protocol_wants_a_plan_that_covers_it(tmp_path, monkeypatch):
+    options = {"goals": "episodes", "offset": 10, "judged": "end", "stops": False, "open_loop": True}
+    blind = EvaluationProtocol("rooms/blind", "jepa/TwoRooms-v0", budget=12, pairs=4, **options)
+    monkeypatch.setitem(PROTOCOLS, "rooms/blind", blind)
+    monkeypatch.setattr("jepa.tasks.judging.Hdf5Episodes", Wanderer)
+    given = {"protocol": "rooms/blind", "episodes": tmp_path / "some.h5", "pairs": None, "floors": False}
+    with pytest.raises(InputError, match="one plan of 12 environment steps.*make 4: raise horizon and execute"):
+        run(tmp_path, **given)
+    report = run(tmp_path, **given, horizon=12, execute=12)
+    assert set(report.steps) <= {12, -1} and report.latency.decisions == 1
+
+
+def test_two_reports_are_compared_from_the_command_line(tmp_path, capsys):
+    good = run(tmp_path / "good", name="good", floors=False, decisions=0)
+    poor = run(tmp_path / "poor", name="poor", floors=False, decisions=0, horizon=1, execute=1)
+    paths = [str(tmp_path / "good"), str(tmp_path / "poor" / "report.json")]
+    assert main(["plan", "--compare", *paths]) == 0
+    shown = capsys.readouterr().out
+    assert str(compare(good, poor)) in shown and shown.count("two_rooms/v1") == 2 and "McNemar p" in shown
+    same = plan_compare(tmp_path / "good", tmp_path / "good")
+    assert "+0.0 points" in same and f"good ({tmp_path / 'good' / 'report.json'})" in same
+
+
+@pytest.mark.parametrize(
+    "spoil,word", [("pairs", "number of pairs 2 is not 3"), ("protocol", "random/v1"), ("gone", "no report at")]
+)
+def test_reports_that_cannot_be_compared_are_refused_in_one_line(tmp_path, capsys, spoil, word):
+    options = {"floors": False, "decisions": 0, "pairs": 2}
+    run(tmp_path / "a", **options)
+    if spoil != "gone":
+        run(tmp_path / "b", **options | ({"pairs": 3} if spoil == "pairs" else {"protocol": "two_rooms_random/v1"}))
+    capsys.readouterr()  # the bars of the runs
+    assert main(["plan", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    error = capsys.readouterr().err
+    assert word in error and error.count("\n") == 1
+
+
+def test_comparing_wants_two_reports(capsys):
+    for words in ([], ["a.json"], ["a.json", "b.json", "c.json"]):
+        assert main(["plan", "--compare", *words]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

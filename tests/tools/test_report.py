@@ -8,7 +8,6 @@ import json
 import math
 import re
 from dataclasses import replace
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -109,7 +108,7 @@ def made_figures(name: str = "train") -> Figures:
         warnings=[f"RankMe fell: {name}"],
         latents=LatentMap.from_latents(torch.rand(90, 1, 1, 16), position, torch.rand(90, 16), room, thing=name),
         storyboards=[Storyboard(name, frames, frames, [0.1, 0.2, 0.3, 0.4], range(4), [0.0, 0.01, 0.02, 0.03], name)],
-        diagnostics=[Diagram(name, f"<svg xmlns='http://www.w3.org/2000/svg'><text>{escape(name)}</text></svg>")],
+        diagnostics=[Diagram(name, b"<svg xmlns='http://www.w3.org/2000/svg'></svg>"), Diagram(name, b"?", "png")],
         trajectories=[
             Trajectory("slow", path, path[-1], True, 40, room, 0.06),
             Trajectory(name, path, [0.9, 0.9], False, 80, room, 0.06),
@@ -140,7 +139,8 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(written):
     assert [each["id"] for each in reader.named("section")] == list(SECTIONS)
     assert not re.search(r"@import|url\(|<link|<iframe", page)
     addresses = [each[key] for _, each in reader.elements for key in ("src", "href") if key in each]
-    assert addresses and all(value.startswith(("data:image/png;base64,", "#")) for value in addresses)
+    inside = ("data:image/png;base64,", "data:image/svg+xml;base64,", "#")
+    assert addresses and all(value.startswith(inside) for value in addresses)
     namespaces = {match for match in re.findall(r"https?://[^\s'\"<]*", page)}
     assert namespaces <= {"http://www.w3.org/2000/svg"}, namespaces
 

@@ -228,7 +228,8 @@ class Diagram:
     """A figure that was drawn elsewhere and stands alone."""
 
     title: str
-    svg: str = field(metadata=PICTURE)
+    data: bytes = field(metadata=PICTURE)
+    kind: str = "svg+xml"  # or png
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Frames as PNG data, and figures as SVG data, inside the page."""
+"""Frames, and figures that were drawn elsewhere, as data inside the page."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def png(frame: Any) -> str:
 
 def diagram(figure: Diagram) -> str:
     """A card; the figure is an image of its own, so that its style stays its own."""
-    address = "data:image/svg+xml;base64," + base64.b64encode(figure.svg.encode()).decode("ascii")
+    address = f"data:image/{figure.kind};base64," + base64.b64encode(figure.data).decode("ascii")
     picture = f'<img src="{address}" alt="{escape(figure.title)}" style="max-width:100%">'
     return tag("figure", picture, class_="card storyboard")
