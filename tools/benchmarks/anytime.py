@@ -32,7 +32,7 @@ KINDS: dict[str, Callable[..., Planner]] = {
 }
 BACKWARD = 4  # a gradient planner is given so many times fewer starts than others candidates: it steps more often
 FEWEST = 4  # candidates; an eighth of them are elites, at least two
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 640, 400, 64, 24, 60, 48
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 640, 400, 64, 24, 76, 48
 LINE = 18  # of the legend
 
 
@@ -102,7 +102,7 @@ def point(world: WorldModel, name: str, candidates: int, protocol: str, pairs: i
 def anytime(
     world: Path,
     planners: list[Name] = ["random", "cem", "icem", "mppi", "gradient"],
-    candidates: list[int] = [8, 16, 32, 64, 128],
+    candidates: list[int] = [4, 8, 16, 32, 64],
     pairs: int = 30,
     protocol: str = "two_rooms/v1",
     threads: int = 1,
