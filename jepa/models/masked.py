@@ -13,7 +13,7 @@ from jepa.errors import InputError, check_choice
 from jepa.models.distances import nearest
 from jepa.models.layers import take
 from jepa.models.mask_predictor import MaskPredictor
-from jepa.models.packing import PackedMasks
+from jepa.models.packing import Beside, PackedMasks
 from jepa.models.positions import Grid
 from jepa.models.targets import Target
 from jepa.models.video import VideoViT
@@ -90,7 +90,7 @@ class MaskedJEPA(nn.Module):
         Of packed masks p, h are [1,1,sum of the L,out], with weights, the context likewise, and z is [B,1,1,levels*D],
         the mean over each context. Each row is computed as it would be alone.
 
-        The target sees the video once. Contexts of equal length, or packed, go through the encoder in one pass.
+        The target sees the video once, and all contexts go through the encoder in one pass.
         """
         self._check(masks)
         whole = self.encoder.latents(video) if self.target.needs_latent else None
@@ -117,10 +117,10 @@ class MaskedJEPA(nn.Module):
 
     def _even(self, video: Tensor, masks: Sequence[Mask], h: Tensor) -> list[Prediction]:
         """Masks whose rows are of one length; h [B,L',out] is the target's of all tokens."""
-        grid, z = self.encoder.clip_grid(video), {}
-        for members in _alike([mask.context.shape for mask in masks]):
-            seen = self.encoder.visible(video, _join([masks[i].context for i in members]))
-            z |= zip(members, seen.chunk(len(members)))
+        lengths = [mask.context.shape[1] for mask in masks]
+        contexts = torch.cat([mask.context for mask in masks], dim=1)
+        grid, beside = self.encoder.clip_grid(video), Beside(lengths) if len(masks) > 1 else None
+        z = self.encoder.visible(video, contexts, beside).split(lengths, dim=1)
         made: dict[int, Prediction] = {}
         for members in _alike([(mask.context.shape, mask.target.shape) for mask in masks]):
             forecasts = self._forecasts(video, [z[i] for i in members], [masks[i] for i in members], members)

@@ -60,6 +60,27 @@ class Packing:
         return laid.unflatten(0, (self.rows, -1)).transpose(1, 2)
 
 
+class Beside:
+    """Several rows of the same B clips side by side, ``[B,sum of the K,...]``, which do not see each other.
+
+    All but attention takes them as one row: every weight is read once, and its gradient made once.
+
+    Args:
+        lengths: K of each row.
+    """
+
+    row = None  # every token is of the clip that it stands with
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[B,heads,sum of the K,head] three times -> the same"""
+        rows = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)))
+        # joined as tokens lie after attention, so that nothing is copied once more
+        return torch.cat([F.scaled_dot_product_attention(*row).transpose(1, 2) for row in rows], dim=1).transpose(1, 2)
+
+
 class PackedMasks:
     """Several packed masks of B clips, joined into one: the contexts as n*B rows, the targets as the sum of the B*M.
 

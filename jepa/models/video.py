@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from jepa.errors import InputError
 from jepa.models.encoders import Encoder
 from jepa.models.layers import Block, initialise, layer_norm, run, take
-from jepa.models.packing import Packing
+from jepa.models.packing import Beside, Packing
 from jepa.models.positions import Form, Grid, GridPositions
 
 SMALL = 1e-6  # standard deviation of fresh modality embeddings
@@ -162,11 +162,12 @@ class VideoViT(Encoder):
         found = [layer_norm(level) for level in found] if self.norm else found
         return torch.cat([level.unflatten(1, (grid[0], -1)) for level in found], dim=2)
 
-    def visible(self, video: Tensor, keep: Tensor, packing: Packing | None = None) -> Tensor:
+    def visible(self, video: Tensor, keep: Tensor, packing: Packing | Beside | None = None) -> Tensor:
         """uint8 video [B,T,C,H,W] and token numbers [R,K] to latents [R,K,levels*D] of tokens that see only each other.
 
         R is a multiple of B: row r keeps tokens of video r mod B, so that several masks go in one pass. Packed rows of
-        different lengths lie end to end in [1,sum of the K], as ``packing`` says. Other pixels are not read.
+        different lengths lie end to end in [1,sum of the K], or side by side in [B,sum of the K], as ``packing`` says.
+        Other pixels are not read.
         """
         self._check(video)
         grid = self.clip_grid(video)
@@ -209,7 +210,7 @@ class VideoViT(Encoder):
         return F.linear(patches.flatten(2), embed.weight.flatten(1), embed.bias)
 
     def _transform(
-        self, x: Tensor, index: Tensor | None, grid: Grid | None, packing: Packing | None = None
+        self, x: Tensor, index: Tensor | None, grid: Grid | None, packing: Packing | Beside | None = None
     ) -> Tensor:
         """Tokens [R,K,D] at ``index [R,K]`` to latents [R,K,levels*D]."""
         x = self.positions.add(x, index)
