@@ -61,6 +61,7 @@ class Work:
     batch: int
     epochs: int
     heads: int
+    halving: int | None = None
 
     @property
     def trained(self) -> int:
@@ -80,7 +81,8 @@ class Work:
         return AttentiveProbe(depth=1, heads=self.heads, classes=CLASSES)
 
     def swept(self, examples: Examples) -> Callable[[int], object]:
-        return lambda number: sweep(self.probe(), examples, self.epochs, self.batch, LR, DECAY, seed=number)
+        given = (self.epochs, self.batch, LR, DECAY)
+        return lambda seed: sweep(self.probe(), examples, *given, seed=seed, halving=self.halving)
 
 
 def plain_heads(work: Work, z: Tensor) -> tuple[list[Plain], list[torch.optim.Optimizer]]:
@@ -186,6 +188,7 @@ def probes(
     batch: int = 256,
     epochs: int = 20,
     heads: int = 6,
+    halving: int | None = None,
     pools: list[str] = ["none", "grid"],
     threads: int = 1,
     repeats: int = 5,
@@ -207,6 +210,7 @@ def probes(
         batch: clips of a training step
         epochs: of the sweep
         heads: attention heads of a probe; those of the encoder, as V-JEPA has it
+        halving: factor by which the sweep's heads become fewer, in steps (the plain ones stay twenty); null keeps all
         pools: how the tokens are averaged before they are cached: none, grid (2x2 neighbours), time, grid_time, ...
         threads: of torch
         repeats: measurements
@@ -221,7 +225,7 @@ def probes(
             f"pools={pools}: expected 10 clips, 2 repetitions and 1 of the others, or more"
         )
     (dim, depth, encoder_heads), _ = SIZES[model]
-    work = Work(clips, min(encoded, clips), batch, epochs, heads)
+    work = Work(clips, min(encoded, clips), batch, epochs, heads, halving)
     with measure.threads(threads), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         encoder = VideoViT(size, frames, dim=dim, depth=depth, heads=encoder_heads, norm=True)
@@ -248,5 +252,7 @@ def _told(model: str, work: Work, result: dict[str, Any]) -> str:
         ]
     worst = result["largest difference of a head from the plain one"]
     lines.append(f"  {'largest difference from a plain head':<36} {worst:.1e}")
-    title = f"20 heads of depth 1, {work.epochs} epochs, {work.clips} clips of {result['tokens']} tokens of {model}"
+    fewer = "" if work.halving is None else f", the best 1/{work.halving} of them at a time"
+    clips = f"{work.clips} clips of {result['tokens']} tokens of {model}"
+    title = f"20 heads of depth 1{fewer}, {work.epochs} epochs, {clips}"
     return measure.table(title, lines)
