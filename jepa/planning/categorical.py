@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from jepa.errors import InputError
-from jepa.planning.choices import Choices, check_menu, pick
+from jepa.planning.choices import Choices, check_menu
+from jepa.planning.sampling import better, cheapest
 from jepa.schema import Plan, Problem
 
 
@@ -72,13 +73,11 @@ class CategoricalCEM:
         if start is not None:
             chance = _mix(self._counts(start[:, :1], space), self.warm_explore)
             extra = start[:, 1:]
-        best, best_cost, trace = None, None, []
+        best, best_cost, trace = chance.argmax(-1), chance.new_full((problem.batch,), torch.inf), []
         for _ in range(self.first_iterations if warm is None else self.iterations):
             plans = self._draw(space, chance, extra)
-            elites, cost = pick(plans, space.cost(plans), self.elites)
-            wins = cost[:, 0] < (best_cost if best_cost is not None else torch.inf)
-            best = elites[:, 0] if best is None else torch.where(wins[:, None], elites[:, 0], best)
-            best_cost = cost[:, 0] if best_cost is None else torch.minimum(best_cost, cost[:, 0])
+            elites, cost = cheapest(plans, space.cost(plans), self.elites)
+            best, best_cost = better(best, best_cost, elites[:, 0], cost[:, 0])
             chance = self.momentum * chance + (1 - self.momentum) * self._counts(elites, space)
             extra = elites[:, : self.keep]
             trace.append(best_cost)

@@ -90,12 +90,6 @@ class Choices:
         return self.problem.cost(self.raw(index)).float().nan_to_num(nan=torch.inf)
 
 
-def pick(plans: Tensor, cost: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` cheapest of [B,S,K] with their costs [B,count], best first."""
-    value, best = cost.topk(count, dim=1, largest=False, sorted=True)
-    return plans.gather(1, best.unsqueeze(-1).expand(-1, -1, plans.shape[-1])), value
-
-
 def check_menu(name: str, hold: int, levels: int) -> None:
     """InputError for settings that make no menu."""
     if hold < 1 or levels < 2:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from jepa.errors import InputError
-from jepa.planning.gradient import Adam, cosine, winner
+from jepa.planning.gradient import Adam, cosine, starts
 from jepa.planning.knots import Knots
-from jepa.planning.sampling import better, draw
+from jepa.planning.sampling import better, winner
 from jepa.schema import Dynamics, Plan, Problem
 
 
@@ -99,10 +99,8 @@ class _Descent:
 
     def __init__(self, planner: Collocation, problem: Problem, warm: Tensor | None) -> None:
         self.planner, self.problem, self.space = planner, problem, Knots(problem, planner.hold)
-        start = self.space.begin(warm)
-        std = torch.full_like(start[:, 0], planner.std if warm is None else planner.warm_std)
-        self.knots = draw(self.space, start[:, 0], std, start[:, 1:], planner.candidates, planner.beta)
-        self.best, self.best_cost = start[:, 0], start.new_full((len(start),), torch.inf)
+        self.knots = starts(planner, self.space, warm)
+        self.best, self.best_cost = self.knots[:, 0], self.knots.new_full((len(self.knots),), torch.inf)
         assert problem.dynamics is not None
         self.dynamics: Dynamics = problem.dynamics
 

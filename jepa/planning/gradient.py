@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from jepa.errors import InputError
 from jepa.planning.knots import Knots
-from jepa.planning.sampling import better, cheapest, draw
+from jepa.planning.sampling import better, draw, winner
 from jepa.schema import Plan, Problem
 
 _DECAY, _SQUARE_DECAY, _EPSILON = 0.9, 0.999, 1e-8  # of Kingma & Ba
@@ -34,6 +35,22 @@ class Adam:
 def cosine(lr: float, steps: int) -> list[float]:
     """Step sizes that fall from ``lr`` to zero."""
     return [lr * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+
+
+class Descends(Protocol):
+    """What a planner that descends says of its starts."""
+
+    candidates: int
+    std: float
+    warm_std: float
+    beta: float
+
+
+def starts(planner: Descends, space: Knots, warm: Tensor | None) -> Tensor:
+    """Where a descent begins, [B,S,K,a]: the warm start or the mean action, what joins it, and plans around it."""
+    begin = space.begin(warm)
+    std = torch.full_like(begin[:, 0], planner.std if warm is None else planner.warm_std)
+    return draw(space, begin[:, 0], std, begin[:, 1:], planner.candidates, planner.beta)
 
 
 class GradientPlanner:
@@ -90,24 +107,13 @@ class GradientPlanner:
             warm: raw plans [B,H,A], or [B,W,H,A] whose first is the centre of the starts and whose others join them
         """
         space = Knots(problem, self.hold)
-        start = space.begin(warm)
-        std = torch.full_like(start[:, 0], self.std if warm is None else self.warm_std)
-        knots = draw(space, start[:, 0], std, start[:, 1:], self.candidates, self.beta)
-        best, best_cost, trace = start[:, 0], start.new_full((len(start),), torch.inf), []
+        knots = starts(self, space, warm)
+        best, best_cost, trace = knots[:, 0], knots.new_full((len(knots),), torch.inf), []
         adam = Adam(knots)
-        for lr in self._rates(self.first_iterations if warm is None else self.iterations):
+        for lr in cosine(self.lr, self.first_iterations if warm is None else self.iterations):
             cost, gradient = space.slope(knots)
             best, best_cost = better(best, best_cost, *winner(knots, cost))
             trace.append(best_cost)
             knots = space.clamp(knots - adam.step(gradient, lr))
         best, best_cost = better(best, best_cost, *winner(knots, space.cost(knots)))
         return Plan(space.raw(best), best_cost, {"best": torch.stack([*trace, best_cost])})
-
-    def _rates(self, steps: int) -> list[float]:
-        return cosine(self.lr, steps)
-
-
-def winner(knots: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
-    """The cheapest of [B,S,K,a] as [B,K,a], with its cost [B]."""
-    plan, value = cheapest(knots, cost, 1)
-    return plan[:, 0], value[:, 0]

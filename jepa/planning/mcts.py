@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from jepa.errors import InputError, check_choice
-from jepa.planning.choices import Choices, check_menu, menu_of, pick
+from jepa.planning.choices import Choices, check_menu, menu_of
 from jepa.planning.costs import GoalLatent
 from jepa.planning.readings import read
+from jepa.planning.sampling import better, winner
 from jepa.planning.tree import PUCT, Expansion, Gumbel, Rule, search
 from jepa.schema import Plan, Problem, World
 
@@ -26,13 +27,12 @@ class _Seen:
 
     def update(self, plans: Tensor, cost: Tensor) -> Tensor:
         """Candidates [B,C,K] and their costs [B,C] -> the value [B] of the best; the infinite count as the worst."""
-        best, least = pick(plans, cost, 1)
-        wins = least[:, 0] < self.cost
-        self.plan, self.cost = torch.where(wins[:, None], best[:, 0], self.plan), torch.minimum(least[:, 0], self.cost)
+        best, least = winner(plans, cost)
+        self.plan, self.cost = better(self.plan, self.cost, best, least)
         finite = torch.where(cost.isfinite(), cost, -torch.inf).amax(1)
         self.worst = torch.maximum(self.worst, finite)
         known = torch.where(self.worst.isfinite(), self.worst, torch.zeros_like(self.worst))
-        return -torch.where(least[:, 0].isfinite(), least[:, 0], known)
+        return -torch.where(least.isfinite(), least, known)
 
 
 class TreeSearch:

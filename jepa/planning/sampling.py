@@ -26,15 +26,21 @@ def draw(space: Knots, mean: Tensor, std: Tensor, extra: Tensor, count: int, bet
 
 
 def cheapest(knots: Tensor, cost: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` cheapest of [B,S,K,a] with their costs [B,count], best first."""
+    """The ``count`` cheapest of [B,S,K,a] or of [B,S,K] with their costs [B,count], best first."""
     value, index = cost.topk(count, dim=1, largest=False, sorted=True)
-    return knots.gather(1, index[:, :, None, None].expand(-1, -1, *knots.shape[2:])), value
+    return knots.take_along_dim(index.reshape(*index.shape, *[1] * (knots.ndim - 2)), dim=1), value
+
+
+def winner(knots: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+    """The cheapest of [B,S,K,a] as [B,K,a], or of [B,S,K] as [B,K], with its cost [B]."""
+    plan, value = cheapest(knots, cost, 1)
+    return plan[:, 0], value[:, 0]
 
 
 def better(old: Tensor, old_cost: Tensor, new: Tensor, new_cost: Tensor) -> tuple[Tensor, Tensor]:
-    """The cheaper of two plans [B,K,a], environment by environment, with its cost [B]."""
-    wins = new_cost < old_cost
-    return torch.where(wins[:, None, None], new, old), torch.minimum(new_cost, old_cost)
+    """The cheaper of two plans [B,K,a] or [B,K], environment by environment, with its cost [B]."""
+    wins = (new_cost < old_cost).view(-1, *[1] * (new.ndim - 1))
+    return torch.where(wins, new, old), torch.minimum(new_cost, old_cost)
 
 
 def _blend(old: Tensor, new: Tensor, momentum: float) -> Tensor:
@@ -67,8 +73,8 @@ class RandomShooting:
         mean = space.begin(None)[:, 0]
         extra = mean.unsqueeze(1)[:, :0] if warm is None else space.begin(warm)
         knots = draw(space, mean, torch.full_like(mean, self.std), extra, self.candidates, self.beta)
-        best, cost = cheapest(knots, space.cost(knots), 1)
-        return Plan(space.raw(best[:, 0]), cost[:, 0], {"best": cost.T})
+        best, cost = winner(knots, space.cost(knots))
+        return Plan(space.raw(best), cost, {"best": cost[None]})
 
 
 class CEM:
