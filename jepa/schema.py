@@ -167,7 +167,11 @@ class ActionSpec:
         return action * self._tiled(self.std, action) + self._tiled(self.mean, action)
 
     def clip(self, action: Tensor) -> Tensor:
-        """Raw ``[...,A]`` clipped to the raw bounds."""
+        """Raw ``[...,A]`` to what the environment takes: clipped to the raw bounds; or, where there are choices, the
+        one-hot vector of what is greatest in each environment action."""
+        if self.choices:
+            best = action.unflatten(-1, (self.block, self.choices)).argmax(-1, keepdim=True)
+            return (best == torch.arange(self.choices, device=action.device)).to(action.dtype).flatten(-2)
         return torch.minimum(torch.maximum(action, self._tiled(self.low, action)), self._tiled(self.high, action))
 
 

@@ -25,6 +25,8 @@ DATA = {  # name of a dataset in the configs -> how a tiny one is collected
     "pusht": ("--script=contact", "--episodes=4", "--steps=42", "--num=4"),
     "reacher": ("--script=smooth", "--episodes=4", "--steps=42", "--num=4"),
     "point_maze": ("--script=smooth", "--episodes=4", "--steps=42", "--num=4"),
+    "ogbench_cube": ("--script=oracle", "--episodes=4", "--steps=42", "--num=4"),
+    "metaworld_reach": ("--script=expert", "--episodes=4", "--steps=42", "--num=4"),
 }
 SMALL_WORLD = {"dim": 16, "width": 32, "depth": 1, "heads": 4, "convolutions": [4, 8, 8], "frames": 5, "rollout": 4}
 SMALL_WORLD |= {"encoder_depth": 1, "encoder_heads": 2, "mlp_ratio": 2.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from jepa.errors import InputError
 from jepa.schema import Sample
 
 Vector = NDArray[np.float32]
+LARGEST_MENU = 1024  # choices; more are no menu but a space to move in
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Moment:
 class Traits:
     """What is true of every environment of a kind. Travels between processes."""
 
-    low: tuple[float, ...]  # bounds of the raw action [a]
+    low: tuple[float, ...]  # bounds of the raw action [a], a one-hot vector where there are choices
     high: tuple[float, ...]
     state_names: tuple[str, ...]
     proprio_width: int
     success: Callable[[Tensor, Tensor], Tensor]  # states and goals [B,X] -> bool [B]
     idle: Callable[[Sample], Tensor] = field(repr=False)  # the present -> the action [B,a] that moves nothing
+    choices: int = 0  # of a discrete action; 0 where actions are continuous
 
 
 class Adapter(Protocol):
@@ -115,9 +118,31 @@ def box_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[tuple[float, .
         InputError: the actions are not continuous.
     """
     if not isinstance(space, gymnasium.spaces.Box):
-        raise InputError(f"{env_id} takes {type(space).__name__} actions; choose an environment with Box actions")
+        raise InputError(f"{env_id} takes {type(space).__name__} actions; choose one with Box or discrete actions")
     low, high = (tuple(float(v) for v in np.ravel(bound)) for bound in (space.low, space.high))
     return low, high
+
+
+def discrete_actions(env_id: str, space: gymnasium.Space[Any]) -> list[Any]:
+    """Every action of a discrete space, in its order and as the environment takes it; none for other spaces.
+
+    A choice of a MultiDiscrete or MultiBinary space is one combination of all its entries, the last running fastest.
+
+    Raises:
+        InputError: there is only one action, or there are more than LARGEST_MENU.
+    """
+    if isinstance(space, gymnasium.spaces.Discrete):
+        sizes, start = np.asarray(space.n), space.start
+    elif isinstance(space, gymnasium.spaces.MultiDiscrete):
+        sizes, start = space.nvec, space.start
+    elif isinstance(space, gymnasium.spaces.MultiBinary):
+        sizes, start = np.full(space.shape, 2), 0
+    else:
+        return []
+    count = math.prod(sizes.ravel().tolist())
+    if not 2 <= count <= LARGEST_MENU:
+        raise InputError(f"{env_id} has {count} discrete actions; choose an environment with 2 to {LARGEST_MENU}")
+    return [(np.reshape(one, sizes.shape) + start).astype(space.dtype) for one in np.ndindex(*sizes.ravel())]
 
 
 def make_env(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:

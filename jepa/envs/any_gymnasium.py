@@ -1,4 +1,4 @@
-"""Any gymnasium environment with pixels and continuous actions, as it is."""
+"""Any gymnasium environment with pixels, as it is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from jepa.envs.adapter import Moment, Traits, Vector, box_bounds, make_env, shrink
+from jepa.envs.adapter import Moment, Traits, Vector, box_bounds, discrete_actions, make_env, shrink
 from jepa.errors import InputError, check_choice
 from jepa.schema import Sample
 
@@ -27,11 +28,18 @@ def zeros(sample: Sample, width: int) -> Tensor:
     return torch.zeros(len(sample.video), width)
 
 
+def always(sample: Sample, number: int, count: int) -> Tensor:
+    """The same one of ``count`` choices in all environments, one-hot [B,count]."""
+    assert sample.video is not None, "idle needs the present"
+    return F.one_hot(torch.full((len(sample.video),), number), count).float()
+
+
 class AnyGymnasium:
     """An environment that we know nothing about.
 
     It cannot be put at a state: a goal is what another reset shows. The numbers in its observation are its
-    privileged state; those under ``proprio_key`` are its proprioception.
+    privileged state; those under ``proprio_key`` are its proprioception. A discrete action is a choice, one-hot in
+    samples (``ActionSpec.choices``); the environment is given the action that the choice stands for.
 
     Args:
         env_id: gymnasium id.
@@ -40,6 +48,8 @@ class AnyGymnasium:
         proprio_key: entry of a Dict observation that is proprioception; none if empty.
         tolerance: the goal is reached when every number of the state is closer than this to the goal's.
         make_options: further options for ``gymnasium.make``.
+        idle: number of the discrete action that counts as doing nothing, from 0 in the order of the space. Nothing
+            tells which one that is, or that there is one: Atari's is the first, CartPole has none.
     """
 
     def __init__(
@@ -50,12 +60,17 @@ class AnyGymnasium:
         proprio_key: str = "",
         tolerance: float = 0.05,
         make_options: Mapping[str, Any] | None = None,
+        idle: int = 0,
     ) -> None:
         check_choice("pixels", pixels, ("render", "observation"))
         self.env_id, self.size, self.pixels, self.proprio_key = env_id, size, pixels, proprio_key
         render = {"render_mode": "rgb_array"} if pixels == "render" else {}
         self.env = make_env(env_id, **render, **(make_options or {}))
-        low, high = box_bounds(env_id, self.env.action_space)
+        self.menu = discrete_actions(env_id, self.env.action_space)
+        count = len(self.menu)
+        low, high = ((0.0,) * count, (1.0,) * count) if count else box_bounds(env_id, self.env.action_space)
+        if not 0 <= idle < max(1, count):
+            raise InputError(f"{env_id} was given idle={idle}; expected 0 to {max(1, count) - 1}")
         self.rng = np.random.default_rng()
         observation, _ = self.env.reset(seed=0)
         self.images = [key for key, value in _entries(observation).items() if _is_image(value)]
@@ -67,7 +82,8 @@ class AnyGymnasium:
             names,
             self._proprio(observation).size,
             partial(near, tolerance=tolerance),
-            partial(zeros, width=len(low)),
+            partial(always, number=idle, count=count) if count else partial(zeros, width=len(low)),
+            count,
         )
 
     def _check(self, observation: Any) -> None:
@@ -90,7 +106,8 @@ class AnyGymnasium:
 
     def step(self, action: Vector) -> Moment:
         space = self.env.action_space
-        observation, reward, terminated, truncated, _ = self.env.step(action.reshape(space.shape).astype(space.dtype))
+        given = self.menu[action.argmax()] if self.menu else action.reshape(space.shape).astype(space.dtype)
+        observation, reward, terminated, truncated, _ = self.env.step(given)
         return self._moment(observation, float(reward), bool(terminated or truncated))
 
     def close(self) -> None:

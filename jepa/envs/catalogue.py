@@ -15,7 +15,9 @@ import gymnasium
 
 from jepa.envs.adapter import Adapter
 from jepa.envs.any_gymnasium import AnyGymnasium
+from jepa.envs.metaworld import MetaWorld
 from jepa.envs.mujoco_env import MujocoAdapter, is_mujoco, load_mujoco
+from jepa.envs.ogbench_cube import OgbenchCube
 from jepa.envs.point_maze import PointMaze
 from jepa.envs.pool import LocalPool, WorkerPool
 from jepa.envs.pusht import PushT
@@ -33,12 +35,18 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pusht": ("gym_pusht/PushT-v0", {}),
     "reacher": ("Reacher-v5", {}),
     "point_maze": ("PointMaze_UMaze-v3", {}),
+    "ogbench_cube": ("visual-cube-single-v0", {}),
+    "metaworld_reach": ("Meta-World/MT1", {"task": "reach"}),
+    "metaworld_reach_wall": ("Meta-World/MT1", {"task": "reach_wall"}),
 }
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Environments that one adapter serves: those whose class lives at ``entry_point``."""
+    """Environments that one adapter serves: those whose class lives at ``entry_point``.
+
+    ``protocol`` may name options in braces.
+    """
 
     entry_point: str
     adapter: Callable[..., Adapter]
@@ -49,22 +57,31 @@ KINDS = (
     Kind("gym_pusht.", PushT, "pusht/swm25-50"),
     Kind("gymnasium.envs.mujoco.reacher_v5:", Reacher, "reacher/25-50"),
     Kind("gymnasium_robotics.envs.maze.point_maze:", PointMaze, "point_maze/25-50"),
+    Kind("ogbench.manipspace.envs.cube_env:", OgbenchCube, "ogbench_cube/swm25-50"),
+    Kind("<function register_mw_envs.", MetaWorld, "metaworld_{task}/expert100"),  # MetaWorld registers lambdas
 )
 # Packages of the extra `robots` that register environments when they are imported, and a prefix of their ids.
-PROVIDERS = {"gym_pusht": ("gym_pusht/",), "gymnasium_robotics": ("PointMaze", "AntMaze", "Fetch", "Hand", "Adroit")}
+PROVIDERS = {
+    "gym_pusht": ("gym_pusht/",),
+    "gymnasium_robotics": ("PointMaze", "AntMaze", "Fetch", "Hand", "Adroit"),
+    "ogbench": ("cube-", "visual-cube-"),
+    "metaworld": ("Meta-World/",),
+}
 
 
 def make(env: str, num: int = 1, workers: int = 0, size: int = 64, **options: Any) -> Task:
     """B environments as one task.
 
     Args:
-        env: a gymnasium id, or ``two_rooms``, ``two_rooms_random``, ``pusht``, ``reacher``, ``point_maze``.
+        env: a gymnasium id, or ``two_rooms``, ``two_rooms_random``, ``pusht``, ``reacher``, ``point_maze``,
+            ``ogbench_cube``, ``metaworld_reach``, ``metaworld_reach_wall``.
         num: how many environments run together (B).
         workers: worker processes to spread them over; 0 steps them in this process. Two Rooms is one set of arrays
             and needs none.
         size: height and width of the frames in pixels.
-        options: what this environment declares. Two Rooms: ``layout``, ``opposite``. MuJoCo: ``fast_render``. An
-            environment without an adapter of its own: ``pixels``, ``proprio_key``, ``tolerance``, ``make_options``.
+        options: what this environment declares. Two Rooms: ``layout``, ``opposite``. MuJoCo: ``fast_render``.
+            MetaWorld: ``task``. An environment without an adapter of its own: ``pixels``, ``proprio_key``,
+            ``tolerance``, ``make_options``, ``idle``.
 
     Raises:
         InputError: the environment is unknown or not installed, or does not declare an option.
@@ -79,7 +96,7 @@ def make(env: str, num: int = 1, workers: int = 0, size: int = 64, **options: An
     options = _declared(env_id, kind.adapter, preset | options)
     build = partial(_build, kind.adapter, env_id, size, options)
     pool = WorkerPool(build, num, workers) if workers else LocalPool(build, range(num))
-    return AdapterTask(pool, num, size, EvalSpec(env_id, options, protocol=kind.protocol))
+    return AdapterTask(pool, num, size, EvalSpec(env_id, options, protocol=kind.protocol.format(**options)))
 
 
 def _two_rooms(num: int, workers: int, size: int, options: dict[str, Any]) -> Task:
@@ -137,7 +154,7 @@ def _register(env_id: str) -> None:
         return
     if importlib.util.find_spec(provider) is None:
         raise InputError(f"{env_id} needs the package {provider}; run pip install 'jepa[robots]'")
-    if provider == "gymnasium_robotics":
+    if provider != "gym_pusht":
         load_mujoco()  # before the provider imports MuJoCo with its default backend
     try:
         gymnasium.register_envs(importlib.import_module(provider))

@@ -45,7 +45,6 @@ def load_mujoco() -> Any:
         GLContext(16, 16).free()
     except Exception as error:  # each backend raises its own; without libEGL, PyOpenGL's is an AttributeError
         raise _headless_error(backend, error) from error
-    atexit.register(_close_all)  # after MuJoCo's own hook, so it runs before GL is terminated
     return mujoco
 
 
@@ -55,8 +54,8 @@ def _headless_error(backend: str, error: Exception) -> InputError:
 
 
 def _close_all() -> None:
-    for env in list(_open):
-        env.close()
+    for adapter in list(_open):
+        adapter.close()
 
 
 def within(state: Tensor, goal: Tensor, width: int, tolerance: float) -> Tensor:
@@ -93,15 +92,18 @@ class MujocoAdapter(Placeable):
     ) -> None:
         super().__init__()
         self.mujoco, self.size = load_mujoco(), size
-        self.env = make_env(env_id, render_mode="rgb_array", width=size, height=size, **(make_options or {}))
-        _open.add(self.env)
+        options = {"render_mode": "rgb_array", "width": size, "height": size, **(make_options or {})}
+        self.env = make_env(env_id, **options)
+        _open.add(self)
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)  # after the hooks of MuJoCo and dm_control, so it runs before they terminate GL
+        self.env.reset(seed=0)  # some have no model before
         self.model = self.env.unwrapped.model  # type: ignore[attr-defined]
         if fast_render:  # read when the GL context is made, which is at the first frame
             self.model.vis.quality.shadowsize = 0
             self.model.vis.quality.offsamples = 0
         if camera := self.camera():
             self.renderer().default_cam_config = camera
-        self.env.reset(seed=0)
         self.traits = self.describe(*box_bounds(env_id, self.env.action_space))
 
     def describe(self, low: tuple[float, ...], high: tuple[float, ...]) -> Traits:
@@ -149,7 +151,11 @@ class MujocoAdapter(Placeable):
     def look(self, reward: float = 0.0, ended: bool = False) -> Moment:
         self.mujoco.mj_kinematics(self.model, self.data)  # a step leaves the bodies one solver step behind qpos
         self.mujoco.mj_camlight(self.model, self.data)
-        return Moment(shrink(self.env.render(), self.size), self.state(), self.proprio(), reward, ended)
+        return Moment(shrink(self.picture(), self.size), self.state(), self.proprio(), reward, ended)
+
+    def picture(self) -> NDArray[np.uint8]:
+        """The present as an image [h,w,3]."""
+        return self.env.render()
 
     def advance(self, action: Vector) -> tuple[float, bool]:
         _, reward, terminated, truncated, _ = self.env.step(action)

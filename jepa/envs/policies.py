@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.envs import metaworld
+from jepa.envs.cube_oracle import CubeOracle
 from jepa.envs.wander import Wander
 from jepa.errors import InputError
 from jepa.schema import ActionSpec, Policy, Sample, Task
@@ -30,7 +33,7 @@ def _bounds(space: ActionSpec) -> tuple[Tensor, Tensor]:
 
 
 class RandomPolicy:
-    """Uniform in the bounds of the action.
+    """Uniform in the bounds of the action; any of the choices of a discrete one.
 
     Args:
         task: the environments.
@@ -39,14 +42,15 @@ class RandomPolicy:
     """
 
     def __init__(self, task: Task, generator: torch.Generator, hold: int = 1) -> None:
-        self.low, self.high = _bounds(task.specs.action)
+        self.space = task.specs.action
+        self.low, self.high = _bounds(self.space)
         self.num, self.generator, self.hold = task.num, generator, hold
         self._action = self._draw()
         self._age = torch.full((task.num,), hold)
 
     def _draw(self) -> Tensor:
         chance = torch.rand(self.num, len(self.low), generator=self.generator)
-        return self.low + (self.high - self.low) * chance
+        return self.space.clip(self.low + (self.high - self.low) * chance)
 
     def act(self, sample: Sample) -> Tensor:
         due = self._age >= self.hold
@@ -62,7 +66,8 @@ class SmoothRandomPolicy:
     """Ornstein-Uhlenbeck noise that explores in long strokes, clipped to the bounds.
 
     In units of half the range, the stationary standard deviation is ``spread``; the correlation of two actions
-    that are k steps apart is exp(-k / correlation).
+    that are k steps apart is exp(-k / correlation). Of discrete actions, the one whose noise is greatest is taken, so
+    that a choice lasts.
 
     Args:
         task: the environments.
@@ -76,7 +81,8 @@ class SmoothRandomPolicy:
     ) -> None:
         if correlation <= 0:
             raise InputError(f"correlation was given {correlation}; it takes a positive number of steps")
-        low, high = _bounds(task.specs.action)
+        self.space = task.specs.action
+        low, high = _bounds(self.space)
         self.middle, self.half = (low + high) / 2, (high - low) / 2
         self.generator, self.spread, self.keep = generator, spread, math.exp(-1 / correlation)
         self._noise = self._fresh(task.num)
@@ -86,7 +92,7 @@ class SmoothRandomPolicy:
 
     def act(self, sample: Sample) -> Tensor:
         self._noise = self.keep * self._noise + math.sqrt(1 - self.keep**2) * self._fresh(len(self._noise))
-        return self.middle + self.half * (self.spread * self._noise).clamp(-1, 1)
+        return self.space.clip(self.middle + self.half * self.spread * self._noise)
 
     def reset(self, done: Tensor) -> None:
         self._noise = torch.where(done[:, None], self._fresh(len(self._noise)), self._noise)
@@ -149,6 +155,72 @@ class ContactPlay:
         self._age = torch.where(done, self.patience, self._age)
 
 
+class Expert:
+    """MetaWorld's own policy heads for the goal of the episode, and from there for one random point after another.
+
+    Alone it would show one stroke and then stand still. What planning needs besides is in the points, with which half
+    of the episodes begin, and in the noise: its strength is drawn per episode, from none to as strong as the policy
+    itself, and it drives the gripper too.
+
+    Args:
+        task: the environments; the state is MetaWorld's.
+        generator: the source of randomness.
+        noise: greatest strength of the noise, in standard deviations of SmoothRandomPolicy's.
+        correlation: steps after which the noise has forgotten its past to 1/e.
+        patience: steps after which a point is given up; the goal is not.
+        goals: probability that an episode heads for its goal first.
+    """
+
+    NEAR = 0.05  # metres: a point closer than this is reached; the policy creeps up to it
+    TABLE = ((-0.2, 0.45, 0.06), (0.2, 0.9, 0.35))  # metres: where the points lie, wider than the box of the goals
+
+    def __init__(
+        self,
+        task: Task,
+        generator: torch.Generator,
+        noise: float = 1.0,
+        correlation: float = 5.0,
+        patience: int = 40,
+        goals: float = 0.5,
+    ) -> None:
+        evaluation = task.specs.evaluation
+        if task.specs.observation.state_names[:4] != ("hand_x", "hand_y", "hand_z", "gripper"):
+            raise InputError(f"Expert plays MetaWorld, was given {evaluation.env}; use SmoothRandomPolicy")
+        self.space, self.generator, self.noise = task.specs.action, generator, noise
+        self.patience, self.goals = patience, goals
+        self._policy = metaworld.scripted(evaluation.env_options["task"])
+        self._smooth = SmoothRandomPolicy(task, generator, correlation)
+        self._strength, self._age = torch.zeros(task.num, 1), torch.zeros(task.num)
+        self._point = torch.zeros(task.num, 3)
+        self.reset(torch.ones(task.num, dtype=torch.bool))
+
+    def reset(self, done: Tensor) -> None:
+        self._smooth.reset(done)
+        self._strength = torch.where(done[:, None], self.noise * self._chance(1), self._strength)
+        self._point[done] = torch.nan  # the goal, which the next sample shows
+        first = torch.where(self._chance(1)[:, 0] < self.goals, -torch.inf, self.patience)  # or given up at once
+        self._age = torch.where(done, first, self._age)
+
+    def act(self, sample: Sample) -> Tensor:
+        assert sample.state is not None and sample.goal is not None, "Expert reads the privileged state and goal"
+        state, goal = sample.state[:, -1], sample.goal.state[:, -1]
+        self._aim(state[:, metaworld.HAND], goal[:, metaworld.HAND])
+        rows = zip(state.numpy(), self._point.numpy())
+        action = torch.from_numpy(np.stack([metaworld.expert_action(self._policy, *row) for row in rows]))
+        return self.space.clip(action + self._strength * self._smooth.act(sample))
+
+    def _aim(self, hand: Tensor, goal: Tensor) -> None:
+        """Head for the goal first, and for another point once the last one is reached or given up."""
+        self._point = torch.where(self._point.isnan(), goal, self._point)
+        over = ((hand - self._point).norm(dim=1) < self.NEAR) | (self._age >= self.patience)
+        low, high = torch.tensor(self.TABLE)
+        self._point = torch.where(over[:, None], low + (high - low) * self._chance(3), self._point)
+        self._age = torch.where(over, 0, self._age + 1)
+
+    def _chance(self, width: int) -> Tensor:
+        return torch.rand(len(self._point), width, generator=self.generator)
+
+
 class DoNothing:
     """The action that leaves the environment as it is: the floor of every evaluation.
 
@@ -172,5 +244,7 @@ SCRIPTS: dict[str, Callable[[Task, torch.Generator], Policy]] = {
     "smooth": SmoothRandomPolicy,
     "wander": Wander,
     "contact": ContactPlay,
+    "oracle": CubeOracle,
+    "expert": Expert,
     "idle": DoNothing,
 }

@@ -56,7 +56,7 @@ class AdapterTask:
     def step(self, action: Tensor) -> Outcome:
         """See :class:`jepa.schema.Task`. An environment that ended keeps its last frame and earns nothing."""
         assert self._present, "reset the task before its first step"
-        rows = _actions(action, self.num, self.specs.action.env_width)
+        rows = _actions(action, self.num, self.specs.action)
         alive = {i: rows[i] for i, moment in enumerate(self._present) if not moment.ended}
         moved = self.pool.step(alive)
         self._present = [moved[i] if i in moved else replace(old, reward=0.0) for i, old in enumerate(self._present)]
@@ -96,7 +96,7 @@ def _sample(moments: list[Moment]) -> Sample:
 def _specs(traits: Traits, size: int, evaluation: EvalSpec) -> Specs:
     width, proprio = len(traits.low), traits.proprio_width
     return Specs(
-        ActionSpec(traits.low, traits.high, mean=(0.0,) * width, std=(1.0,) * width),
+        ActionSpec(traits.low, traits.high, mean=(0.0,) * width, std=(1.0,) * width, choices=traits.choices),
         ObservationSpec(
             size,
             size,
@@ -129,9 +129,15 @@ def _row(values: NDArray[np.float32] | None, i: int) -> NDArray[np.float32] | No
     return None if values is None else values[i]
 
 
-def _actions(action: Tensor, num: int, width: int) -> NDArray[np.float32]:
-    if tuple(action.shape) != (num, width) or not bool(torch.isfinite(action).all()):
-        raise InputError(f"step was given actions of shape {tuple(action.shape)}; expected finite {(num, width)}")
+def _actions(action: Tensor, num: int, space: ActionSpec) -> NDArray[np.float32]:
+    wanted = (num, space.env_width)
+    if tuple(action.shape) != wanted or not bool(torch.isfinite(action).all()):
+        raise InputError(f"step was given actions of shape {tuple(action.shape)}; expected finite {wanted}")
+    if space.choices and not torch.equal(space.clip(action), action):
+        raise InputError(
+            f"step was given actions that are no choices; expected one-hot vectors of width {space.choices}, such as "
+            "jepa.schema.ActionSpec.clip makes"
+        )
     return action.detach().cpu().numpy().astype(np.float32)
 
 
@@ -195,7 +201,7 @@ class TwoRoomsTask:
     def step(self, action: Tensor) -> Outcome:
         """See :class:`jepa.schema.Task`. The reward is 1 where the goal is reached and else 0."""
         assert self._goal is not None, "reset the task before its first step"
-        self._state[:, :2] = two_rooms.move(self._state, _actions(action, self.num, 2))
+        self._state[:, :2] = two_rooms.move(self._state, _actions(action, self.num, self.specs.action))
         reached = torch.from_numpy(two_rooms.success(self._state, self._ends))
         sample = replace(self._see(self._state), goal=self._goal)
         return Outcome(sample, reached.float(), torch.zeros(self.num, dtype=torch.bool), reached)

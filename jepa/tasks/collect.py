@@ -35,9 +35,10 @@ def collect(
     """Record episodes of any environment into an HDF5 file.
 
     Args:
-        env: a gymnasium id, or two_rooms, two_rooms_random, pusht, reacher, point_maze
+        env: a gymnasium id, or two_rooms, two_rooms_random, pusht, reacher, point_maze, ogbench_cube, metaworld_reach,
+            metaworld_reach_wall
         out: the file to write; an interrupted collection stays readable as OUT.part
-        script: random, smooth, wander (Two Rooms), contact (PushT) or idle
+        script: random, smooth, wander (Two Rooms), contact (PushT), oracle (Cube), expert (MetaWorld) or idle
         policy: a trained policy by class_path, instead of the script
         episodes: how many episodes
         steps: environment steps of an episode; one that ends earlier is shorter
