@@ -82,7 +82,9 @@ class ActionPredictor(Predictor):
 
     Tokens of frame t attend to all tokens of frames t-window+1 ... t. Time enters only as a rotary index, so what a
     frame contributes does not depend on where a window begins, and ``begin``/``step`` give exactly the numbers of
-    ``forward`` while a rollout pays for one new frame per step.
+    ``forward`` while a rollout pays for one new frame per step: N tokens go through the blocks and attend to
+    window * N keys. Published predictors whose positions count from the start of a window cannot do that:
+    ``jepa.models.windowed`` computes window * N tokens per step for them.
 
     Args:
         dim: D, of the latents that come in and go out.

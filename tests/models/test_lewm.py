@@ -135,5 +135,5 @@ def test_wrong_sizes_are_one_line():
         with pytest.raises(InputError, match=f"{kind.__name__} was given") as caught:
             kind(**given)
         assert "\n" not in str(caught.value)
-    with pytest.raises(AssertionError, match="one token per frame"):
+    with pytest.raises(AssertionError, match="N=1 tokens per frame, not 4"):
         predictor()(torch.zeros(1, 2, 4, 12), torch.zeros(1, 2, ACTION))

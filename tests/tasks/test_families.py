@@ -20,11 +20,12 @@ SMALL = (
     "--trainer.accelerator=cpu",
 )
 GRU = ("--vars.dim=32", "--vars.convolutions=[8,8,8]")
+WINDOW = ("--vars.hidden=64", "--vars.head=8", "--vars.depth=1", "--vars.heads=4")
 PATCHES = ("--vars.width=32", "--vars.depth=1", "--vars.heads=4")
 FAMILIES = {  # config -> its dataset, what shrinks it, and the config that plans with it
     "pldm_two_rooms": ("two_rooms", (*GRU, "--vars.frames=5", "--vars.rollout=4"), "two_rooms"),
     "eb_jepa_two_rooms": ("two_rooms_random", (*GRU, "--vars.frame_skip=1"), "two_rooms"),
-    "dino_wm_pusht": ("pusht", PATCHES, "dino_wm_pusht"),
+    "dino_wm_pusht": ("pusht", WINDOW, "dino_wm_pusht"),
     "jepa_wm_pusht": ("pusht", PATCHES, "pusht"),
 }
 
