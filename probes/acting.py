@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jepa.evaluation import Report
 from jepa.schema import Sample, World
 from jepa.tasks import latents
 from jepa.tasks.features import AVERAGED, Pool, fingerprint
-from jepa.tasks.judging import describe, judge
+from jepa.tasks.judging import Trial, describe, judge
 from probes import saved
 from probes.policy import ActionProbe
 
@@ -58,8 +59,7 @@ class ProbePolicy:
     def _allocate(self, count: int) -> None:
         self._queue = torch.zeros(count, self.space.block, self.space.env_width)
         self._taken = torch.full((count,), self.execute)  # actions of the block that were executed
-        low, high = torch.tensor(self.space.low), torch.tensor(self.space.high)
-        self._zero = torch.zeros(self.space.env_width).clamp(low, high)
+        self._zero = replace(self.space, block=1).clip(torch.zeros(self.space.env_width))
 
     def reset(self, done: Tensor) -> None:
         """Drop what is left of the blocks of the environments where ``done [B]`` is true."""
@@ -71,7 +71,7 @@ class ProbePolicy:
     def act(self, sample: Sample, active: Tensor | None = None) -> Tensor:
         """The present (T=1, with its goal) of B environments -> raw environment actions ``[B,a]``.
 
-        Where ``active [B]`` is false nothing is encoded, and the action is zero (clipped to the bounds).
+        Where ``active [B]`` is false nothing is encoded, and the action is zero, as ``ActionSpec.clip`` has it.
         """
         if sample.video is None or sample.goal is None or sample.goal.video is None:
             raise InputError("a policy probe was given no video or no goal: expected both, make a task with goals")
@@ -92,8 +92,9 @@ class ProbePolicy:
     def _decide(self, sample: Sample, rows: Tensor) -> None:
         start = time.perf_counter()
         z, goal = (self._encode(frame, rows) for frame in (sample, sample.goal))
-        block = self.space.clip(self.probe.act(z, goal).float()).cpu()
+        block = self.probe.act(z, goal).float()
         assert block.isfinite().all(), f"the probe answers {block.tolist()}"
+        block = self.space.clip(block).cpu()
         self._queue[rows] = block.unflatten(1, (self.space.block, self.space.env_width))
         self._taken[rows] = 0
         self.seconds["total"].append(time.perf_counter() - start)
@@ -121,6 +122,7 @@ def act(
     decisions: int = 20,
     name: str = "",
     device: str = "cpu",
+    force: bool = False,
 ) -> Report:
     """Evaluate a fitted policy probe in its environment; write report.json and trajectories.npz.
 
@@ -140,11 +142,13 @@ def act(
         decisions: how many decisions of one environment alone are timed; 0 for none
         name: of this policy in the table; by default the probe's class
         device: where world and probe run, e.g. cuda
+        force: show how world and environment disagree, and go on
 
     Raises:
-        InputError: no fitted policy probe, one of another world, unknown protocol, episodes missing, a report of
-            other pairs
+        InputError: no fitted policy probe, one of another world, unknown protocol, world of another environment,
+            episodes missing, a report of other pairs
     """
+    trial = Trial(protocol, out, pairs, num, episodes, parts, split_seed, against, floors, decisions, force)
     fitted, report = saved.load(probe)
     features = _check(fitted, report, probe, world)
     policy = ProbePolicy(world.to(device).eval(), fitted.to(device), features["pool"], execute, features.get("layers"))
@@ -156,8 +160,7 @@ def act(
         "features": features,
         "specs": describe(world.specs),
     }
-    trial = (pairs, num, episodes, parts, split_seed, against, floors, decisions)
-    return judge(policy, world.specs, protocol, out, name or type(fitted).__name__, settings, *trial)
+    return judge(policy, world.specs, trial, name or type(fitted).__name__, settings)
 
 
 def _check(fitted: nn.Module, report: dict[str, Any], probe: Path, world: World) -> dict[str, Any]:

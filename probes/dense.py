@@ -89,7 +89,7 @@ class DenseProbe(Probe):
         return known.long().bincount().argmax() if self.classes else known.mean()
 
     def point(self, answers: Answers) -> float:
-        return float(self.scored([answers]).draws[0])
+        return segmentation.point(answers, self.classes)
 
     def scored(self, answers: Sequence[Answers], seed: int = 0) -> Scored:
         if self.classes:

@@ -54,9 +54,10 @@ def draws(p: Tensor, answers: Answers, seed: int) -> Array:
     _, place, count = np.unique(p.numpy(), return_inverse=True, return_counts=True)
     exact = ranked(*_counts(place, y, len(count)))
     place = ((count.cumsum() - 1) * BINS // n)[place]
-    members = np.zeros((n, 2 * BINS))
-    members[np.arange(n), BINS * y + place] = 1
-    negative, positive = np.split(resampled(members, answers.episode, seed), 2, axis=1)
+    numbers, row = np.unique(answers.episode, return_inverse=True)  # counted by episode: fewer rows than examples
+    cells = np.bincount((2 * row + y) * BINS + place, minlength=2 * BINS * len(numbers))
+    cells = cells.reshape(len(numbers), 2 * BINS).astype(np.float64)
+    negative, positive = np.split(resampled(cells, numbers, seed), 2, axis=1)
     return np.concatenate([exact[None], ranked(positive, negative)[1:]])
 
 

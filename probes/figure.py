@@ -107,8 +107,10 @@ def _bar(
 def _curve(curve: Sequence[Mapping[str, Any]], metric: str, top: float) -> list[str]:
     """Scores over the part of the labels, on a logarithmic axis."""
     parts = [part["labelled"] for part in curve]
-    names = ["encoder", *curve[0]["baselines"]]
-    lines = [[_ends(part["baselines"].get(name, part), metric) for part in curve] for name in names]
+    baselines = list(curve[0]["baselines"])
+    names = ["encoder", *baselines]  # a baseline may be called so too
+    lines = [[_ends(part, metric) for part in curve]]
+    lines += [[_ends(part["baselines"][name], metric) for part in curve] for name in baselines]
     x = Axis(min(parts), max(parts), LEFT + 12, WIDTH - RIGHT - 12, log=True)
     y = value_axis(np.array(lines).reshape(-1), top + CURVE, top, log=False)
     marks = []

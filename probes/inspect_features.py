@@ -20,6 +20,7 @@ from probes.cache import FeatureCache
 from probes.neighbour_picture import nearest, picture
 from probes.pooled import Pooled
 from probes.protocol import check_same_data
+from probes.report import check_writable
 from probes.spectrum_figure import spectrum_figure
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ def inspect_features(
     """
     if queries < 1 or neighbours < 1:
         raise InputError(f"queries={queries}, neighbours={neighbours}: expected at least 1 of each")
+    if out is not None:
+        check_writable(Path(out))
     mine = Pooled(FeatureCache(cache), layer)
     if len(mine) < 4 or mine.width > WIDEST:
         raise InputError(f"{cache} holds {len(mine)} rows of {mine.width}: expected at least 4, of at most {WIDEST}")
@@ -171,7 +174,6 @@ def _write(
     source: Path | None,
 ) -> dict[str, str]:
     """The files, and what to say of each."""
-    out.mkdir(parents=True, exist_ok=True)
     found = nearest(mine, *counts)
     text = json.dumps(told | {"neighbours": found.listed()}, indent=1, allow_nan=False)
     written = {"numbers": str(out / "features.json"), "spectrum": str(out / "spectrum.svg")}

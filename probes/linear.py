@@ -134,8 +134,8 @@ def dual(batches: Batches, target: Standardise, n: int, penalty: float) -> Tenso
 
     Every batch meets every other, so two of them are in memory.
     """
-    gram, y = None, torch.cat([target(y) for _, y in batches]).double()
-    row = 0
+    targets = [target(y) for _, y in batches]
+    gram, row = None, 0
     for x, _ in batches:
         gram = x.new_zeros(n, n, dtype=torch.float64) if gram is None else gram
         x, column = x.double(), 0
@@ -143,8 +143,8 @@ def dual(batches: Batches, target: Standardise, n: int, penalty: float) -> Tenso
             gram[row : row + len(x), column : column + len(other)] = x @ other.double().T / n
             column += len(other)
         row += len(x)
-    share = _solved(gram, y, penalty) / n
-    parts = share.split([len(y) for _, y in batches])
+    share = _solved(gram, torch.cat(targets).double(), penalty) / n
+    parts = share.split([len(part) for part in targets])
     return sum(x.double().T @ part for (x, _), part in zip(batches, parts))
 
 

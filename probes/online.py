@@ -23,6 +23,7 @@ from jepa.tasks import latents
 from probes.base import Probe
 from probes.linear import LinearProbe
 from probes.neighbours import NeighbourProbe
+from probes.score import headline
 from probes.shard import PARTS, Part, Shard, labelled
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ class OnlineProbe(Callback):
         for name, probe in self._probes().items():
             probe.build(z[known], y[known])
             probe.fit(z[known], y[known])
-            scores[name] = score(probe.eval()(z[~known]), y[~known])
+            scores[name] = headline(probe.eval()(z[~known]), y[~known])
         return scores
 
 
@@ -186,12 +187,3 @@ def evaluating(world: nn.Module, which: str | None = None) -> Iterator[None]:
             module.training = mode
         if which is not None:
             world.reads = reads
-
-
-def score(prediction: Tensor, y: Tensor) -> float:
-    """Accuracy of class scores [n,classes], or the mean R2 of values [n,K]."""
-    if not y.is_floating_point():
-        return float((prediction.argmax(1) == y).double().mean())
-    y, prediction = y.double(), prediction.double()
-    residual, total = (y - prediction).square().sum(0), (y - y.mean(0)).square().sum(0)
-    return float((1 - residual / total).mean())

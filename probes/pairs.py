@@ -66,8 +66,10 @@ def pairs(
 def _pairs_of(states: Tensor, success: Success, reach: int, generator: np.random.Generator) -> Rows:
     """Frame, goal and label ``[m,3]`` of one episode ``[T,X]``."""
     count = len(states)
-    frame, goal = (index.flatten() for index in np.indices((count, count)))
-    near = (np.abs(frame - goal) <= reach) & (frame != goal)
+    reach = min(reach, count - 1)
+    frame = np.repeat(np.arange(count), 2 * reach + 1)  # memory is that of the pairs within reach, not of all pairs
+    goal = frame + np.tile(np.arange(-reach, reach + 1), count)
+    near = (goal >= 0) & (goal < count) & (frame != goal)
     frame, goal = frame[near], goal[near]
     label = success(states[frame], states[goal]).numpy().astype(np.int64)
     wanted = generator.permutation(count) % 2

@@ -18,7 +18,7 @@ from probes.base import Probe
 from probes.cache import MEMORY, Examples, FeatureCache, Segments, batches, hold_out
 from probes.saved import recipe
 from probes.score import Answers, voted
-from probes.training import predict, sweep
+from probes.training import HELD_OUT, predict, sweep
 
 IDENTITY = ("weights", "checkpoint", "data", "pool", "layers")  # what the report repeats of a cache
 FORM = ("steps", "tokens", "width", "pool", "layers")  # of the latents, which are the same for all seeds of an encoder
@@ -64,7 +64,7 @@ def fit(features: Path, probe: Probe, how: Protocol, labelled: float, seed: int)
         swept = sweep(probe, train, seed=seed, **how.training)
         probe, chosen, heads = swept.probe, swept.chosen, swept.heads
         if probe.calibrated:
-            probe.calibrate(*predict(probe, hold_out(train, 0.1, seed)[1]))
+            probe.calibrate(*predict(probe, hold_out(train, HELD_OUT, seed)[1]))
     seconds = time.perf_counter() - start
     answers = _answers(probe, test, train.y, how.segments)
     if not answers.prediction.isfinite().all():

@@ -52,11 +52,12 @@ def draws(right: Tensor, y: Tensor, episode: NDArray[np.int64], seed: int) -> Ar
 
 def common(y: Tensor, parts: Sequence[int]) -> Tensor:
     """What :func:`recall` must know of the training, int64 [K,1+5]: how many classes the probe scores for each of the K
-    answers, and which are most common in ``y [n,K]``; -1 stands for none."""
+    answers, and which are most common in ``y [n,K]``; -1 stands for none, where fewer than 5 occur."""
     told = torch.full((y.shape[1], 1 + K), -1)
     for k, column in enumerate(y.unbind(1)):
         count = column.bincount()
         best = count.topk(min(K, len(count))).indices
+        best = best[count[best] > 0]
         told[k, 0], told[k, 1 : 1 + len(best)] = parts[k], best
     return told
 

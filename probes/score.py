@@ -49,10 +49,16 @@ class Scored:
 
 def point(answers: Answers) -> float:
     """The headline score alone: accuracy, or mean R2."""
-    if answers.classes:
-        return float((answers.prediction.argmax(1) == answers.y).double().mean())
-    y, residual = answers.y.double(), (answers.prediction.double() - answers.y.double()).square().sum(0)
-    return float((1 - residual / (y - y.mean(0)).square().sum(0)).mean())
+    return headline(answers.prediction, answers.y)
+
+
+def headline(prediction: Tensor, y: Tensor) -> float:
+    """Accuracy of class scores ``[n,classes]`` for class numbers ``[n]``, or the mean R2 of values ``[n,K]``."""
+    if not y.is_floating_point():
+        return float((prediction.argmax(1) == y).double().mean())
+    y, prediction = y.double(), prediction.double()
+    residual, total = (y - prediction).square().sum(0), (y - y.mean(0)).square().sum(0)
+    return float((1 - residual / total).mean())
 
 
 def scored(answers: Sequence[Answers], seed: int = 0) -> Scored:

@@ -39,14 +39,19 @@ def ious(sums: Array) -> Array:
         return both / (said + true - both)
 
 
+def point(answers: Answers, classes: int) -> float:
+    """The headline alone, without a bootstrap: mean IoU of classes, R2 of values (``classes`` 0)."""
+    if classes:
+        return float(np.nanmean(ious(_labelled(answers, classes).sum(0, keepdims=True))))
+    return float(_explained(_moments(answers).sum(0, keepdims=True))[0, 0])
+
+
 def segmentation(answers: Sequence[Answers], classes: int, seed: int = 0) -> Scored:
     """Mean IoU over the classes, that of every class, and the share of right tokens.
 
     The mean is over classes that are in the test maps, or predicted there. Answers are class numbers uint8 [n,L].
     """
-    sums = [resampled(counts(each.prediction, each.y, classes), each.episode, seed) for each in answers]
-    if not sums[0][0, 2 * classes :].any():
-        raise InputError("no token of the test maps has a class: expected some that are not 255, check the maps")
+    sums = [resampled(_labelled(each, classes), each.episode, seed) for each in answers]
     each_class = [ious(one) for one in sums]
     mean = over_seeds([np.nanmean(one, axis=1, keepdims=True) for one in each_class], seed)[:, 0]
     share = over_seeds([one[:, :classes].sum(1, keepdims=True) / one[:, 2 * classes :].sum(1, keepdims=True)
@@ -61,6 +66,14 @@ def segmentation(answers: Sequence[Answers], classes: int, seed: int = 0) -> Sco
         "classes": _classes(each_class, sums[0], classes, seed),
     }
     return Scored(numbers, mean)
+
+
+def _labelled(answers: Answers, classes: int) -> Array:
+    """:func:`counts` of maps that have some class."""
+    sums = counts(answers.prediction, answers.y, classes)
+    if not sums[:, 2 * classes :].any():
+        raise InputError("no token of the test maps has a class: expected some that are not 255, check the maps")
+    return sums
 
 
 def _common(sums: Array, answers: Answers) -> float:
@@ -79,7 +92,8 @@ def _classes(each_class: Sequence[Array], sums: Array, classes: int, seed: int) 
 
 def values(answers: Sequence[Answers], seed: int = 0) -> Scored:
     """R2 over all tokens, and the root of the mean squared error beside that of always answering the training mean."""
-    r2 = over_seeds([_r2(each, seed) for each in answers], seed)[:, 0]
+    draws = [_explained(resampled(_moments(each), each.episode, seed)) for each in answers]
+    r2 = over_seeds(draws, seed)[:, 0]
     numbers = {
         "metric": "r2",
         "r2": float(r2[0]),
@@ -95,14 +109,19 @@ def _rmse(prediction: Tensor, y: Tensor) -> float:
     return float((prediction[valid].double() - y[valid].double()).square().mean().sqrt())
 
 
-def _r2(answers: Answers, seed: int) -> Array:
-    """R2, as it is and of each bootstrap draw: ``[1+draws,1]``."""
+def _moments(answers: Answers) -> Array:
+    """What R2 is computed from, of every example ``[n,4]``: the number of values, the sum of the squared errors, and
+    the sums of the squares and of the values themselves, which are shifted: that changes no variance."""
     valid = answers.y.isfinite()
     if valid.sum() < 2 or not (answers.y[valid] != answers.y[valid][0]).any():
         raise InputError("the test maps are constant, so R2 has no value: embed more episodes, or check the maps")
     y = torch.where(valid, answers.y.double() - answers.y[valid].double().mean(), 0.0)
     residual = torch.where(valid, answers.prediction.double() - answers.y.double(), 0.0).square().sum(1)
-    columns = torch.stack([valid.sum(1).double(), residual, y.square().sum(1), y.sum(1)], dim=1).numpy()
-    count, residual, square, plain = np.split(resampled(columns, answers.episode, seed), 4, axis=1)
+    return torch.stack([valid.sum(1).double(), residual, y.square().sum(1), y.sum(1)], dim=1).numpy()
+
+
+def _explained(sums: Array) -> Array:
+    """R2 ``[m,1]`` of sums of :func:`_moments`, ``[m,4]``."""
+    count, residual, square, plain = np.split(sums, 4, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 1 - residual / (square - plain**2 / count)

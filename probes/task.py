@@ -16,6 +16,7 @@ from probes.base import Probe
 from probes.cache import FeatureCache, Segments
 from probes.protocol import Fitted, Protocol, check_same_data, fit
 from probes.report import ProbeReport, check_writable, compare, write
+from probes.training import Accelerator, check_training
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def probe(
     labelled: float | list[float] = 1.0,
     seed: int = 0,
     seeds: int = 1,
-    accelerator: str = "auto",
+    accelerator: Accelerator = "auto",
 ) -> ProbeReport:
     """Fit a probe on the training episodes of a feature cache and score it on the test episodes.
 
@@ -69,14 +70,16 @@ def probe(
         seeds: how often to repeat all of it, with seed, seed + 1, and so on.
         accelerator: cpu, gpu or auto.
     """
-    if epochs < 1 or batch < 1 or seeds < 1:
-        raise InputError(f"epochs={epochs}, batch={batch}, seeds={seeds}: expected at least 1 of each")
+    if seeds < 1:
+        raise InputError(f"seeds={seeds}: expected at least 1")
+    training = {"epochs": epochs, "batch": batch, "lr": list(lr), "weight_decay": list(weight_decay)}
+    training |= {"halving": halving, "accelerator": accelerator}
+    check_training(**training)
     parts = _parts(labelled)
     check_writable(Path(out))
     numbers = range(seed, seed + seeds)
     sources = _sources(features, baselines or {}, seeds)
-    training = {"epochs": epochs, "batch": batch, "lr": list(lr), "weight_decay": list(weight_decay)}
-    how = Protocol(target, reach, segments, {**training, "halving": halving, "accelerator": accelerator})
+    how = Protocol(target, reach, segments, training)
     curve = {
         part: {name: _fit_seeds(name, paths, probe, how, part, numbers) for name, paths in sources.items()}
         for part in parts

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -80,12 +80,8 @@ def sweep(
         accelerator: cpu, gpu, or auto, the gpu where there is one.
         halving: factor by which heads become fewer, or None: all are trained to the end.
     """
-    settings = _grid(lr, weight_decay)
-    if epochs < 1 or batch < 1 or (halving is not None and halving < 2):
-        raise InputError(
-            f"epochs={epochs}, batch={batch}, halving={halving}: expected at least 1 of the first two, and null or at "
-            "least 2 for halving"
-        )
+    check_training(epochs, batch, lr, weight_decay, accelerator, halving)
+    settings = [Setting(rate, decay) for rate in lr for decay in weight_decay]
     device = _device(accelerator)
     part, held = hold_out(examples, HELD_OUT, seed)
     some = np.random.default_rng(seed).permutation(len(part))[: min(MEASURED, part.affordable)]
@@ -156,7 +152,21 @@ def _best(losses: Tensor) -> int:
     return int(losses.nan_to_num(float("inf")).argmin())
 
 
-def _grid(lr: Sequence[float], weight_decay: Sequence[float]) -> list[Setting]:
+def check_training(
+    epochs: int,
+    batch: int,
+    lr: Sequence[float],
+    weight_decay: Sequence[float],
+    accelerator: Accelerator = "cpu",
+    halving: int | None = None,
+) -> None:
+    """InputError where :func:`sweep` could not train so: said also where a closed form needs no training."""
+    if epochs < 1 or batch < 1 or (halving is not None and halving < 2):
+        raise InputError(
+            f"epochs={epochs}, batch={batch}, halving={halving}: expected at least 1 of the first two, and null or at "
+            "least 2 for halving"
+        )
+    check_choice("accelerator", accelerator, get_args(Accelerator))
     if not lr or not weight_decay:
         raise InputError("lr and weight_decay: expected at least one of each, give for example [0.001] and [0.01]")
     if not all(0 < rate < math.inf for rate in lr) or not all(0 <= decay < math.inf for decay in weight_decay):
@@ -164,11 +174,9 @@ def _grid(lr: Sequence[float], weight_decay: Sequence[float]) -> list[Setting]:
             f"lr={list(lr)}, weight_decay={list(weight_decay)}: expected learning rates above 0 and weight decays of 0 "
             "or more"
         )
-    return [Setting(rate, decay) for rate in lr for decay in weight_decay]
 
 
-def _device(accelerator: str) -> torch.device:
-    check_choice("accelerator", accelerator, ("cpu", "gpu", "auto"))
+def _device(accelerator: Accelerator) -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator == "gpu" and found is None:
         raise InputError("accelerator=gpu, but torch finds none here: set accelerator to cpu or auto")

@@ -51,6 +51,8 @@ class Annotations:
         if not (by := [name for name in VIDEOS if name in table]):
             known = " or ".join(VIDEOS)
             raise InputError(f"{path} has the columns {', '.join(table) or 'none'}; expected one of {known}")
+        if not table[by[0]]:
+            raise InputError(f"{path} holds no action; expected a line for each")
         timed = [pair for pair in TIMES if set(pair) <= set(table)]
         if not timed:
             known = " or ".join(" and ".join(pair) for pair in TIMES)
@@ -94,17 +96,21 @@ def _columns(path: Path) -> dict[str, list[str]]:
         raise InputError(f"{path} does not exist; expected a table of actions, .csv or .parquet")
     if path.suffix == ".parquet":
         columns: Mapping[str, Sequence[Any]] = read_columns(path)
-        return {name: [str(value).strip() for value in values] for name, values in columns.items()}
+        return {
+            name: ["" if value is None else str(value).strip() for value in values] for name, values in columns.items()
+        }
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [line for line in csv.reader(file) if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as .csv ({error}); expected a line for each action") from error
-    if len(lines) < 2:
-        raise InputError(f"{path} holds no action; expected a header and a line for each")
     if bad := [number for number, line in enumerate(lines, start=1) if len(line) != len(lines[0])]:
         raise InputError(f"{path}, line {bad[0]} has {len(lines[bad[0] - 1])} values, its header names {len(lines[0])}")
-    return {name.strip(): [value.strip() for value in values] for name, *values in zip(*lines)}
+    columns = [[value.strip() for value in column] for column in zip(*lines)]
+    names = [name for name, *_ in columns]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path} names a column twice, {twice[0]!r}; rename or remove one")
+    return {name: values for name, *values in columns}
 
 
 def _classes(table: Mapping[str, list[str]]) -> dict[str, list[Class]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,27 +19,29 @@ BLOCK = 1 << 20  # bytes that are hashed together
 KINDS = {np.dtype(np.uint8): "classes", np.dtype(np.float32): "values"}
 
 
-def map_file(folder: str | Path, name: str) -> Path:
-    """The map of the file ``name`` of a data set: of the same name in ``folder``, but for its ending.
+def map_file(folder: str | Path, maps: str, name: str) -> Path:
+    """The map of the file ``name`` of the data set in ``folder``: of the same name in its folder ``maps``, but for its
+    ending. A file is never its own map.
 
     Raises:
         InputError: there is none.
     """
-    files = [Path(folder, name).with_suffix(ending) for ending in ENDINGS]
+    files = [Path(folder, maps, name).with_suffix(ending) for ending in ENDINGS]
+    own = os.path.abspath(Path(folder, name))
     for file in files:
-        if file.is_file():
+        if file.is_file() and os.path.abspath(file) != own:
             return file
     raise InputError(f"{name} has no map: neither {' nor '.join(map(str, files))} exists; write it, or leave maps out")
 
 
-def maps_digest(folder: str | Path, names: Iterable[str]) -> str:
-    """SHA-256 over the maps of these files, which must all be there and of one kind.
+def maps_digest(folder: str | Path, maps: str, names: Iterable[str]) -> tuple[str, str]:
+    """SHA-256 over the maps of these files, at least one, which must all be there and of one kind; and that kind.
 
     Raises:
         InputError: one is missing, cannot be read, or holds values where others hold classes.
     """
     digest, first = hashlib.sha256(), None
-    for file in (map_file(folder, name) for name in names):
+    for file in (map_file(folder, maps, name) for name in names):
         kind = _opened(file).dtype
         first = first or (file, kind)
         if kind != first[1]:
@@ -46,7 +49,7 @@ def maps_digest(folder: str | Path, names: Iterable[str]) -> str:
         with file.open("rb") as content:
             while block := content.read(BLOCK):
                 digest.update(block)
-    return digest.hexdigest()
+    return digest.hexdigest(), KINDS[first[1]]
 
 
 def read_map(

@@ -53,7 +53,8 @@ class VideoSource:
         actions: Annotated actions to anticipate: their clips, which end before them, take the place of the videos', and
             ``clips`` is how many are drawn of each. Their labels are start and stop, in seconds, and their classes.
         maps: A folder with a map of every file, which labels its pixels: see :mod:`jepa.data.maps`. It is relative to
-            that of the files, "." where maps lie beside them, and its names are theirs, but for the ending.
+            that of the files, "." where .npy maps lie beside them; .png maps need a folder of their own. Its names are
+            theirs, but for the ending.
     """
 
     path: str
@@ -257,7 +258,7 @@ class VideoClips(Dataset):
         stored = (str(self.where(item)), file.decoder, file.frames, file.duration)
         actions, maps = self.source.actions, self.source.maps
         ends = None if actions is None else actions.ending(self.index, row, key, self.timing.step)
-        labels = None if maps is None else str(map_file(self.index.folder / maps, file.path))
+        labels = None if maps is None else str(map_file(self.index.folder, maps, file.path))
         segment = int(self.segments[item])
         request = Request(*stored, self.timing, segment, self.pixels, drawn, repeat, ends, labels, views)
         frames, first, labels = self.guard(read, request)

@@ -163,8 +163,10 @@ class VideoData(LightningDataModule):
         if part == "all" or (part != "train" and self.sources[part]):
             return index.readable
         val, test = (0.0 if self.sources[name] else share for name, share in zip(PARTS[1:], self.splits[1:]))
-        numbers = split(index.readable, (1 - val - test, val, test), self.seed)[PARTS.index(part)]
-        return index.readable[numbers]
+        paths = [index.path[row] for row in index.readable.tolist()]
+        files = list(dict.fromkeys(paths))  # of actions, a file has several rows: they stay together
+        chosen = {files[n] for n in split(files, (1 - val - test, val, test), self.seed)[PARTS.index(part)]}
+        return index.readable[np.array([path in chosen for path in paths], dtype=bool)]
 
     def _labels(self, sources: list[VideoSource]) -> tuple[str, ...]:
         """Those that all sources have, in the order of the first."""

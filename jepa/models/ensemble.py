@@ -58,26 +58,15 @@ class EnsembleWorld(WorldModel):
         """As that of a WorldModel: the mean of the members, in training of one per row."""
         if not self.training:
             return self.rollouts(z, action, past).mean(0)
-        rows, past = self._rows(len(z)), self._known(z, action, past)
-        parts = zip(self.members, rows)
-        return torch.cat([self._roll(member, z[own], action[own], past[own]) for member, own in parts])
+        parts = [
+            self._imagine(member, z[own], action[own], None if past is None else past[own])
+            for member, own in zip(self.members, self._rows(len(z)))
+        ]
+        return torch.cat(parts)
 
     def rollouts(self, z: Tensor, action: Tensor, past: Tensor | None = None) -> Tensor:
         """z [B,T,N,D], raw plans [B,S,H,A], past actions [B,T-1,A] -> the forecasts of every member [E,B,S,H,N,D]."""
-        past = self._known(z, action, past)
-        return torch.stack([self._roll(member, z, action, past) for member in self.members])
-
-    @staticmethod
-    def _known(z: Tensor, action: Tensor, past: Tensor | None) -> Tensor:
-        return z.new_zeros(len(z), 0, action.shape[-1]) if past is None else past
-
-    def _roll(self, member: Predictor, z: Tensor, action: Tensor, past: Tensor) -> Tensor:
-        space, forecasts = self.specs.action, []
-        cache = member.begin(z, space.normalise(past)).expand(action.shape[1])
-        for step in space.normalise(action).flatten(0, 1).unbind(1):
-            latent, cache = member.step(cache, step)
-            forecasts.append(latent)
-        return torch.stack(forecasts, dim=1).unflatten(0, action.shape[:2])
+        return torch.stack([self._imagine(member, z, action, past) for member in self.members])
 
     def _rows(self, batch: int) -> list[slice]:
         """The rows of a batch that each member learns from."""

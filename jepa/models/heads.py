@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.errors import InputError
-from jepa.models.parts import load_weights, read_options, save_part
+from jepa.models.parts import load_part, save_part
 
 
 class Head(nn.Module):
@@ -57,7 +57,7 @@ class Head(nn.Module):
         optimizer = torch.optim.AdamW(self.parameters(), lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         draw = torch.Generator().manual_seed(seed)
-        self.train()
+        self.train().requires_grad_(True)  # frozen, where it was fitted or loaded before
         for _ in range(steps):
             rows = torch.randint(len(x), (min(batch, len(x)),), generator=draw).to(x.device)
             optimizer.zero_grad()
@@ -80,6 +80,4 @@ def load_head(path: str) -> Head:
     Raises:
         InputError: the file is missing, damaged, or holds something else.
     """
-    head = Head(**read_options(path, "Head"))
-    load_weights(head, path)
-    return head.eval().requires_grad_(False)
+    return load_part(path, "Head", lambda options: Head(**options))

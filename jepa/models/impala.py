@@ -9,6 +9,11 @@ from jepa.errors import InputError
 from jepa.models.encoders import Encoder
 
 
+def _groups(channels: int) -> int:
+    """Of a group norm: eight, but of four channels at least."""
+    return min(8, channels // 4)
+
+
 class Residual(nn.Module):
     """Two convolutions beside the identity: [n,channels,H,W] to the same."""
 
@@ -17,7 +22,7 @@ class Residual(nn.Module):
         layers: list[nn.Module] = []
         for _ in range(2):
             layers += [nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
-            layers += [nn.GroupNorm(min(8, channels // 4), channels)] if group_norm else []
+            layers += [nn.GroupNorm(_groups(channels), channels)] if group_norm else []
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +35,7 @@ class ImpalaNet(Encoder):
     Args:
         dim: D, the width of the latent.
         size: height and width of a frame in pixels.
-        channels: of each stack, multiples of 4.
+        channels: of each stack, multiples of 4; with ``group_norm`` and from 32 on, of 8.
         blocks: residual blocks of a stack.
         group_norm: group norm behind the convolutions of the blocks (PLDM).
         norm: end with a layer norm without parameters.
@@ -48,6 +53,8 @@ class ImpalaNet(Encoder):
         super().__init__(size, (0.5,) * 3, (0.5,) * 3, norm)
         if not channels or any(count % 4 or count < 4 for count in channels):
             raise InputError(f"ImpalaNet was given channels {channels}; expected multiples of 4, one for each stack")
+        if group_norm and any(count % _groups(count) for count in channels):
+            raise InputError(f"ImpalaNet was given channels {channels}; group_norm expects multiples of 8 from 32 on")
         self.dim, self.grid = dim, (1, 1)
         layers: list[nn.Module] = []
         inputs, side = 3, size

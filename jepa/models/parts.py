@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,10 +16,11 @@ from jepa.errors import InputError
 from jepa.models.weights import fill
 
 _KEY = "jepa"
+Part = TypeVar("Part", bound=nn.Module)
 
 
 def save_part(part: nn.Module, path: Path | str, options: dict[str, Any]) -> None:
-    """Write a .safetensors file, whole or not at all, that :func:`open_part` reads.
+    """Write a .safetensors file, whole or not at all, that :func:`load_part` reads.
 
     Args:
         part: whose weights and buffers are kept
@@ -35,12 +37,29 @@ def save_part(part: nn.Module, path: Path | str, options: dict[str, Any]) -> Non
     os.replace(partial, path)
 
 
-def read_options(path: Path | str, kind: str) -> dict[str, Any]:
-    """The options of a part that :func:`save_part` wrote.
+def load_part(path: Path | str, kind: str, build: Callable[[dict[str, Any]], Part]) -> Part:
+    """A part that :func:`save_part` wrote, in evaluation mode and without gradients.
+
+    Args:
+        path: of its file
+        kind: name of its class
+        build: makes it from its options
 
     Raises:
-        InputError: the file is missing or damaged, or holds something else.
+        InputError: the file is missing, damaged, of another version, or holds something else.
     """
+    options = _read_options(path, kind)
+    try:
+        part = build(options)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} describes no {kind} of this version ({error}); fit it again") from error
+    with safe_open(Path(path), "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    fill(part, state, Path(path), kind)
+    return part.eval().requires_grad_(False)
+
+
+def _read_options(path: Path | str, kind: str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no {kind} at {path}; fit one and save it there")
@@ -53,10 +72,3 @@ def read_options(path: Path | str, kind: str) -> dict[str, Any]:
         found = about.get("part") if isinstance(about, dict) else None
         raise InputError(f"{path} holds {found or 'other weights'}, not a {kind}; give the file of a {kind}")
     return about["options"]
-
-
-def load_weights(part: nn.Module, path: Path | str) -> None:
-    """Fill a part, built from its options, with the weights of its file."""
-    with safe_open(Path(path), "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}
-    fill(part, state, Path(path), type(part).__name__)

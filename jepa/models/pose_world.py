@@ -115,7 +115,7 @@ class PoseWorld(WorldModel):
         space, (batch, plans) = self.specs.action, action.shape[:2]
         past = action[:, 0, :0] if past is None else past
         cache = self.predictor.begin(z, space.normalise(past), standardise(before, self.specs)).expand(plans)
-        forecasts = self._unroll(cache, space.normalise(action), standardise(poses, self.specs))
+        forecasts = self._unroll(self.predictor, cache, space.normalise(action), standardise(poses, self.specs))
         return forecasts.unflatten(0, (batch, plans))
 
     def _forced(self, z: Tensor, sample: Sample) -> Tensor:

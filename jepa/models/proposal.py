@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.errors import InputError
-from jepa.models.parts import load_weights, read_options, save_part
+from jepa.models.parts import load_part, save_part
 from jepa.schema import ActionSpec
 
 
@@ -81,18 +82,11 @@ class GoalProposal(nn.Module):
         plans = self(z.repeat_interleave(count, 0), goal.repeat_interleave(count, 0), far)[:, :horizon]
         rest = plans.new_zeros(len(plans), horizon - plans.shape[1], plans.shape[2])
         plans = self.space.denormalise(torch.cat([plans, rest], dim=1)).unflatten(0, (rows, count))
-        return _choose(plans, self.space) if self.space.choices else self.space.clip(plans)
+        return self.space.clip(plans)
 
     def save(self, path: Path | str) -> None:
         """Write a .safetensors file for :func:`load_proposal`."""
         save_part(self, path, self.options | {"space": asdict(self.space)})
-
-
-def _choose(action: Tensor, space: ActionSpec) -> Tensor:
-    """Raw [...,A] -> the one-hot vector of the greatest number of each environment action."""
-    each = action.unflatten(-1, (space.block, space.choices))
-    chosen = each.argmax(-1, keepdim=True) == torch.arange(space.choices, device=action.device)
-    return chosen.to(action.dtype).flatten(-2)
 
 
 def load_proposal(path: str) -> GoalProposal:
@@ -104,14 +98,12 @@ def load_proposal(path: str) -> GoalProposal:
     Raises:
         InputError: the file is missing, damaged, or holds something else.
     """
-    options = dict(read_options(path, "GoalProposal"))
-    try:
-        space = {name: tuple(v) if isinstance(v, list) else v for name, v in options.pop("space").items()}
-        proposal = GoalProposal(ActionSpec(**space), **options)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} describes no GoalProposal of this version ({error}); fit it again") from error
-    load_weights(proposal, path)
-    return proposal.eval().requires_grad_(False)
+    return load_part(path, "GoalProposal", _built)
+
+
+def _built(options: dict[str, Any]) -> GoalProposal:
+    space = {name: tuple(v) if isinstance(v, list) else v for name, v in options.pop("space").items()}
+    return GoalProposal(ActionSpec(**space), **options)
 
 
 def windows(lengths: Sequence[int], horizon: int, reach: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -170,7 +162,7 @@ def fit_proposal(
     seen = (z.flatten(1) if proposal.tokens else z.mean(1)).float()
     std = seen.std(0, correction=0)
     proposal.mean.copy_(seen.mean(0)), proposal.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
-    optimizer = torch.optim.AdamW(proposal.train().parameters(), lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(proposal.train().requires_grad_(True).parameters(), lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses = []
     for _ in range(steps):

@@ -79,16 +79,21 @@ class WorldModel(nn.Module):
 
     def rollout(self, z: Tensor, action: Tensor, past: Tensor | None = None) -> Tensor:
         """z [B,T,N,D], raw plans [B,S,H,A], raw past actions [B,T-1,A] (None if T=1) -> forecasts [B,S,H,N,D]."""
+        return self._imagine(self.predictor, z, action, past)
+
+    def _imagine(self, predictor: Predictor, z: Tensor, action: Tensor, past: Tensor | None) -> Tensor:
+        """As :meth:`rollout`, by one predictor of this width and number of tokens."""
         batch, plans, _, width = action.shape
         past = z.new_zeros(batch, 0, width) if past is None else self.specs.action.normalise(past)
-        cache = self.predictor.begin(z, past).expand(plans)
-        return self._unroll(cache, self.specs.action.normalise(action)).unflatten(0, (batch, plans))
+        cache = predictor.begin(z, past).expand(plans)
+        return self._unroll(predictor, cache, self.specs.action.normalise(action)).unflatten(0, (batch, plans))
 
-    def _unroll(self, cache: Any, *plans: Tensor) -> Tensor:
+    @staticmethod
+    def _unroll(predictor: Predictor, cache: Any, *plans: Tensor) -> Tensor:
         """A cache of B*S rows, and what each of its steps is given, [B,S,H,...] -> forecasts [B*S,H,N,D]."""
         forecasts = []
         for given in zip(*(plan.flatten(0, 1).unbind(1) for plan in plans)):
-            latent, cache = self.predictor.step(cache, *given)
+            latent, cache = predictor.step(cache, *given)
             forecasts.append(latent)
         return torch.stack(forecasts, dim=1)
 

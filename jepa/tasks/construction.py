@@ -55,7 +55,8 @@ class Column:
 
     def append(self, rows: np.ndarray) -> None:
         assert rows.shape[1:] == self.shape, f"rows of {rows.shape[1:]} after rows of {self.shape}"
-        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
+        assert rows.dtype == self.dtype, f"rows of {rows.dtype} after rows of {self.dtype}"
+        self.file.write(np.ascontiguousarray(rows).data)
         self.rows += len(rows)
 
     def close(self) -> None:

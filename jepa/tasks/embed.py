@@ -11,7 +11,7 @@ from jepa.data.module import EpisodeData
 from jepa.data.video import VideoEpisodes
 from jepa.data.video_module import VideoData
 from jepa.errors import InputError
-from jepa.tasks.embed_clips import DISTRIBUTIONS, write_clips
+from jepa.tasks.embed_clips import readers, write_clips
 from jepa.tasks.embed_frames import write_cache
 from jepa.tasks.features import Pool
 from jepa.tasks.latents import Dtype, Embeds, Precision, Settings
@@ -72,14 +72,8 @@ def embed(
         return write_clips(world, data, splits, Path(out), settings, limit, checkpoint or "")
     parts = dict(zip(SPLITS, split(data.episodes, data.splits, data.seed)))
     chosen = {name: parts[name][:limit] for name in splits}
-    settings, readers = replace(settings, size=data.size), _readers(data)
+    settings = replace(settings, size=data.size)
+    read_by = readers(data.episodes.index.decoder) if isinstance(data.episodes, VideoEpisodes) else ["h5py"]
     return write_cache(
-        world, data.episodes, chosen, Path(out), settings, checkpoint or "", str(data.path), readers, data.specs
+        world, data.episodes, chosen, Path(out), settings, checkpoint or "", str(data.path), read_by, data.specs
     )
-
-
-def _readers(data: EpisodeData) -> list[str]:
-    """The distributions that read the frames."""
-    if isinstance(data.episodes, VideoEpisodes):
-        return sorted({DISTRIBUTIONS[name] for name in data.episodes.index.decoder if name in DISTRIBUTIONS})
-    return ["h5py"]

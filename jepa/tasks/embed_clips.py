@@ -218,10 +218,15 @@ def write_clips(
     if exists(out, identity):
         log.info("%s is already the cache of these weights and data", out)
         return out
-    readers = {"pillow", *(DISTRIBUTIONS[portion.clips.source.decoder] for portion in portions)}
-    with Construction(out, identity, software(readers), settings.shard_mb) as build:
+    decoders = np.concatenate([portion.clips.index.decoder[portion.rows] for portion in portions])
+    with Construction(out, identity, software(["pillow", *readers(decoders)]), settings.shard_mb) as build:
         write_rows(world, ClipRows(data, portions, specs), build, settings, about)
     return out
+
+
+def readers(decoders: np.ndarray) -> list[str]:
+    """The distributions that read files of an index, by its decoders of them [n]; those of decord may be PyAV's."""
+    return [DISTRIBUTIONS[name] for name in np.unique(decoders).tolist() if name in DISTRIBUTIONS]
 
 
 def _portions(data: VideoData, splits: Sequence[str], limit: int | None) -> list[Portion]:
@@ -287,12 +292,23 @@ def _transform(clips: VideoClips) -> str:
 
 
 def _fingerprint(portions: Sequence[Portion]) -> str:
-    """SHA-256 over the files that the clips are of, their labels, and where in them the clips lie."""
-    digest = hashlib.sha256()
-    for split, clips, _ in portions:
+    """SHA-256 over the files that the clips are of, their labels and maps, and where in them the clips lie.
+
+    Raises:
+        InputError: their maps are missing, damaged or of different kinds.
+    """
+    digest, first = hashlib.sha256(), None
+    for portion in portions:
+        split, clips, _ = portion
         source = clips.source
-        names = map(clips.index.path.__getitem__, np.unique(clips.rows).tolist())
-        maps = None if source.maps is None else maps_digest(clips.index.folder / source.maps, names)
+        names = dict.fromkeys(map(clips.index.path.__getitem__, portion.rows.tolist()))
+        maps, kind = None, "missing"
+        if source.maps is not None:
+            maps, kind = maps_digest(clips.index.folder, source.maps, names)
+        first = first or (source.path, kind)
+        if kind != first[1]:
+            told = f"maps of {first[0]} are {first[1]}, of {source.path} {kind}"
+            raise InputError(f"{told}: expected one kind, change maps of the sources")
         chosen = [source.views, None if source.actions is None else source.actions.identity(), maps]
         digest.update(json.dumps([split, asdict(clips.timing), clips.short, clips.labels, *chosen]).encode())
     for index, labels, rows in ((item.clips.index, item.clips.labels, item.rows.tolist()) for item in portions):

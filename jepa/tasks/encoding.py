@@ -17,7 +17,7 @@ from jepa.retrieval import ProductQuantiser
 from jepa.schema import Sample
 from jepa.tasks import latents
 from jepa.tasks.construction import Construction
-from jepa.tasks.features import CODEBOOKS
+from jepa.tasks.features import CODEBOOKS, HALVED
 from jepa.tasks.latents import Embeds, Settings
 from jepa.tasks.maps import gridded
 from jepa.tasks.shards import array
@@ -70,6 +70,7 @@ def write_rows(world: Embeds, data: Rows, build: Construction, settings: Setting
     z = latents.pooled(data.encode(world, example.sample, settings), world, settings)
     latents.check_layers(world, example.sample, settings)
     shape = latents.shape(z, world, settings)
+    _check_maps(example, world, settings)
     build.expect({"features": _example(z, settings), **gridded(example.columns, shape)}, data.total)
     quantiser = _quantiser(world, data, build, settings, shape) if settings.quantise else None
     bar = Progress(TextColumn("embed"), BarColumn(), MofNCompleteColumn(), TextColumn(data.unit), TimeRemainingColumn())
@@ -84,6 +85,17 @@ def write_rows(world: Embeds, data: Rows, build: Construction, settings: Setting
         bar.update(job, completed=data.total)
     offsets, told = data.summary(build.left_out)
     build.finish(offsets, {**about, **shape, **told})
+
+
+def _check_maps(example: Batch, world: Embeds, settings: Settings) -> None:
+    """The last token of an odd side is halved alone: it is of fewer pixels than the others, and maps are cut evenly."""
+    if "maps" in example.columns and settings.pool in HALVED:
+        grid = latents.frame_grid(world)
+        if any(side % 2 for side in grid):
+            raise InputError(
+                f"pool={settings.pool} of {grid[0]}x{grid[1]} tokens that have maps: expected even sides, set pool "
+                "to none or data.size to another"
+            )
 
 
 def _example(z: Tensor, settings: Settings) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from jepa.tasks.features import AVERAGED, HALVED, Pool, pool_tokens
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 Precision = Literal["float32", "bfloat16"]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Embeds(Protocol):
@@ -68,11 +69,20 @@ def prepared(world: Embeds, settings: Settings) -> tuple[Embeds, Settings]:
     if settings.quantise is not None and settings.quantise < 1:
         raise InputError(f"quantise={settings.quantise}: expected the bytes of a token, or null for numbers")
     settings = replace(settings, layers=_counted(world, settings.layers))
+    return on_device(world, settings.device).eval(), settings
+
+
+def on_device(module: Module, device: str) -> Module:
+    """The module itself, moved to a device such as cuda.
+
+    Raises:
+        InputError: there is no such device, or it has no room.
+    """
     try:
-        return world.to(settings.device).eval(), settings
+        return module.to(device)
     except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA enabled" by an assertion
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"device={settings.device} cannot be used ({reason}): set device to cpu") from error
+        raise InputError(f"device={device} cannot be used ({reason}): set device to cpu") from error
 
 
 def _counted(world: Embeds, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:

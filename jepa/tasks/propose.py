@@ -13,7 +13,10 @@ from jepa.data.hdf5 import Hdf5Episodes
 from jepa.errors import InputError
 from jepa.models.proposal import GoalProposal, fit_proposal
 from jepa.planning import check_specs
-from jepa.schema import Episodes, Sample, World
+from jepa.schema import Episodes, World
+from jepa.tasks.latents import on_device
+
+FRAMES = 256  # that are encoded together
 
 
 def propose(
@@ -59,8 +62,12 @@ def propose(
         raise InputError(f"out was given {out}; expected a file NAME.safetensors")
     store = Hdf5Episodes(episodes)
     check_specs(world.specs, store.specs)
-    world = world.to(device).eval() if isinstance(world, torch.nn.Module) else world
-    latents, actions = zip(*_read(world, store, split(store, parts, split_seed)[0], device))
+    world = on_device(world, device).eval() if isinstance(world, torch.nn.Module) else world
+    found = list(_read(world, store, split(store, parts, split_seed)[0], device))
+    if not found:
+        block = world.specs.action.block
+        raise InputError(f"no training episode of {episodes} has more than {block} frames, a step; record longer ones")
+    latents, actions = zip(*found)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokens = latents[0].shape[1] if flat else 0
@@ -74,13 +81,17 @@ def propose(
 def _read(world: World, store: Episodes, numbers: list[int], device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Latents [T,N,D] of every block-th frame and the blocks of actions between them [T-1,A]."""
     block = world.specs.action.block
+    names = ("video", "proprio") if store.specs.observation.proprio_mean else ("video",)
     for number in numbers:
         frames = range(0, store.length(number), block)
         if len(frames) < 2:
             continue
-        video = store.read(number, list(frames), ("video",)).video
+        seen = store.read(number, list(frames), names)
         steps = (len(frames) - 1) * block
         action = store.read(number, list(range(steps)), ("action",)).action
         with torch.inference_mode():
-            parts = [world.encode(Sample(video=part[None].to(device)))[0] for part in video.split(256)]
+            parts = [
+                world.encode(seen.map(lambda held: held[None, some].to(device)))[0]  # noqa: B023
+                for some in (slice(start, start + FRAMES) for start in range(0, len(frames), FRAMES))
+            ]
         yield torch.cat(parts).float().cpu(), action.reshape(len(frames) - 1, -1)

@@ -189,6 +189,7 @@ def test_tables_of_our_own(folder, tmp_path):
         ("path,start,stop,verb", "a,1,2,3\nb,1,2,", "names no verb of action 2"),
         ("path,start,stop,verb", "a,1,2,3\nb,1", "line 3 has 2 values, its header names 4"),
         ("path,start,stop,verb", "", "holds no action"),
+        ("path,start,stop,verb, verb", "a,1,2,3,4", "names a column twice, 'verb'"),
         ("path,start,stop,kind", "P01/P01_01.mp4,3,4,1", "cannot be named 'kind'"),
     ],
 )
@@ -225,3 +226,20 @@ def test_two_files_of_one_name(folder, tmp_path):
     index = VideoIndex.open(tmp_path, "pyav", workers=1)
     with pytest.raises(InputError, match="both named 'P01_01'"):
         Anticipation(table(tmp_path / "a.csv", ACTIONS)).index(index)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("start", [2.5, None], "start and stop of .* hold what is no time"),
+        ("act", [1, None], "names no act of action 2"),
+        ("act", ["pour", None], "names no act of action 2"),
+        (None, [], "holds no action; expected a line for each"),
+    ],
+)
+def test_values_that_a_parquet_table_lacks(folder, tmp_path, column, values, message):
+    columns = {"path": ["P01/P01_01.mp4"] * 2, "start": [2.5, 3.0], "stop": [3.0, 4.0], "act": [1, 0]}
+    columns = {name: [] for name in columns} if column is None else columns | {column: values}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=message):
+        clips(folder, str(tmp_path / "a.parquet"))

@@ -80,6 +80,17 @@ def test_an_image_has_one_picture_as_its_map(tmp_path):
     assert sample.maps.shape == (2, 20, 20) and (sample.maps[:, :, 10:] == 7).all() and not sample.maps[:, :, :10].any()
 
 
+@pytest.mark.parametrize("maps", [".", "../pictures"])
+def test_a_picture_is_not_its_own_map(tmp_path, maps):
+    (tmp_path / "pictures").mkdir()
+    picture = tmp_path / "pictures" / "b.png"
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(picture)
+    held = VideoClips(VideoSource(str(picture), 1, maps=maps), pixels=Pixels(20), time_limit=None)
+    assert "b.png has no map" in held[0].reason
+    np.save(picture.with_suffix(".npy"), np.full((40, 40), 3, np.uint8))
+    assert (held[0].maps == 3).all(), "a .npy beside it is"
+
+
 def test_maps_that_do_not_fit(folder):
     def complaint() -> str:
         failed = clips(folder)[0]
@@ -104,12 +115,13 @@ def test_maps_are_known_by_their_content_and_are_of_one_kind(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 4, 4), np.uint8))
     np.save(tmp_path / "b.npy", np.ones((2, 4, 4), np.uint8))
     names = ["a.mp4", "b.mp4"]
-    before = maps_digest(tmp_path, names)
-    assert before == maps_digest(tmp_path, names) and map_file(tmp_path, "a.avi").name == "a.npy"
+    before = maps_digest(tmp_path, ".", names)
+    assert before[1] == "classes"
+    assert before == maps_digest(tmp_path, ".", names) and map_file(tmp_path, ".", "a.avi").name == "a.npy"
     np.save(tmp_path / "b.npy", np.full((2, 4, 4), 2, np.uint8))
-    assert maps_digest(tmp_path, names) != before
+    assert maps_digest(tmp_path, ".", names) != before
     np.save(tmp_path / "b.npy", np.ones((2, 4, 4), np.float32))
     with pytest.raises(InputError, match="a.npy holds classes, .*b.npy values"):
-        maps_digest(tmp_path, names)
+        maps_digest(tmp_path, ".", names)
     with pytest.raises(InputError, match="c.mp4 has no map"):
-        maps_digest(tmp_path, ["c.mp4"])
+        maps_digest(tmp_path, ".", ["c.mp4"])

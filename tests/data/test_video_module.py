@@ -15,6 +15,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
+from jepa.data.anticipation import Anticipation
+from jepa.data.clips import split
 from jepa.data.video_clips import VideoSource
 from jepa.data.video_module import VideoData
 from jepa.errors import InputError
@@ -228,3 +230,22 @@ def test_images_are_videos_of_one_frame(films, tmp_path):
         assert [sample.video.shape[1] for sample in batch] == [1, 2, 4]
         for images in (batch[0], batch[2]):
             assert (images.video == (images.index[:, 0] * 30)[:, None, None, None, None]).all()
+
+
+def test_actions_of_a_video_stay_in_one_part(films, tmp_path):
+    lines = [f"{number:02},{0.4 + 0.05 * action},0.75,{action % 2}" for number in range(12) for action in range(4)]
+    (tmp_path / "a.csv").write_text("video_id,start,stop,act\n" + "\n".join(lines) + "\n")
+    actions = Anticipation(str(tmp_path / "a.csv"), seconds=(0.1, 0.1))
+    source = VideoSource(str(films), 1, fps=25, decoder="pyav", actions=actions)
+    held = VideoData([source], splits=(0.5, 0.25, 0.25), size=16, workers=0, time_limit=None)
+    parts = {part: held.clips(part) for part in ("train", "val", "test", "all")}
+    homes = {part: {clips.index.path[row] for row in clips.rows.tolist()} for part, clips in parts.items()}
+    assert len(parts["all"]) == 48 and [len(homes[part]) for part in ("train", "val", "test")] == [6, 3, 3]
+    assert homes["train"] | homes["val"] | homes["test"] == homes["all"], "none is in two parts, none is lost"
+    assert [len(parts[part]) for part in ("train", "val", "test")] == [24, 12, 12]
+
+
+def test_the_split_of_single_videos_is_that_of_their_numbers(films):
+    held = data(films, seed=3)
+    numbers = split(range(12), (0.5, 0.25, 0.25), 3)
+    assert tuple(held.clips(part).rows.tolist() for part in ("train", "val", "test")) == numbers

@@ -32,6 +32,12 @@ def test_channels_that_cannot_be_are_refused(channels):
         ImpalaNet(12, 16, channels)
 
 
+def test_group_norm_has_equal_groups():
+    with pytest.raises(InputError, match=r"\(8, 36\); group_norm expects multiples of 8 from 32 on"):
+        ImpalaNet(12, 16, (8, 36), group_norm=True)
+    assert ImpalaNet(12, 16, (8, 36), 1).stacks and ImpalaNet(12, 16, (20, 40), 1, group_norm=True).stacks
+
+
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("norm", [False, True])

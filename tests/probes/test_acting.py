@@ -99,6 +99,8 @@ def test_what_cannot_be_judged_is_refused_in_one_line(world, toy, fitted, cache_
         act(foreign, folder, "toy/v1", out)
     with pytest.raises(InputError, match="unknown protocol 'toy/v3'"):
         act(world, folder, "toy/v3", out)
+    with pytest.raises(InputError, match="scores plans, which GoalCloning does not make: use it with jepa plan"):
+        act(world, folder, "recorded/action-error-v1", out)
     with pytest.raises(InputError, match="draws its own starts and goals"):
         act(world, folder, "toy/v1", out, episodes=tmp_path / "some.h5")
     with pytest.raises(InputError, match="execute=3: expected 1 to 2"):
@@ -117,6 +119,15 @@ def test_what_cannot_be_judged_is_refused_in_one_line(world, toy, fitted, cache_
     with pytest.raises(InputError, match="the world and the environment disagree"):
         act(world, folder, "toy/v1", out)
     assert not out.exists()
+
+
+def test_force_shows_the_mismatch_and_goes_on(world, toy, fitted, tmp_path, caplog):
+    folder, quick = fitted(GoalCloning(8), epochs=1), {"pairs": 2, "floors": False, "decisions": 0}
+    usual = act(world, folder, "toy/v1", tmp_path / "usual", **quick)
+    world.specs = replace(world.specs, evaluation=EvalSpec("another"))
+    caplog.clear()
+    forced = act(world, folder, "toy/v1", tmp_path / "forced", force=True, **quick)
+    assert forced.steps == usual.steps and "evaluation.env: another != toy" in caplog.text
 
 
 def test_reports_of_other_pairs_are_refused(world, toy, fitted, tmp_path):

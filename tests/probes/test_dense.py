@@ -113,6 +113,16 @@ def test_values_are_scored_by_r2():
 
 
 @pytest.mark.parametrize("classes", [0, 3])
+def test_the_headline_alone_needs_no_bootstrap(classes, monkeypatch):
+    y, said = labels(classes), labels(classes).flip(0)
+    y[3, :2] = segmentation.IGNORE if classes else torch.nan
+    answers, probe = Answers(said, y, np.arange(N) // 2, torch.tensor(0), ("map",)), DenseProbe(classes)
+    expected = probe.scored([answers]).draws[0]
+    monkeypatch.delattr(segmentation, "resampled")
+    assert probe.point(answers) == pytest.approx(expected, rel=1e-9) and 0 != expected < 1
+
+
+@pytest.mark.parametrize("classes", [0, 3])
 def test_it_can_be_a_head_of_a_sweep(classes):
     z, y = features(), labels(classes)
     probe = DenseProbe(classes, by="gradient")
@@ -149,3 +159,5 @@ def test_maps_of_another_kind_are_refused():
     none = torch.full((2, 2), 255, dtype=torch.uint8)
     with pytest.raises(InputError, match="no token of the test maps"):
         segmentation.segmentation([Answers(none, none, np.arange(2), torch.tensor(0))], 2)
+    with pytest.raises(InputError, match="no token of the test maps"):
+        DenseProbe(2).point(Answers(none, none, np.arange(2), torch.tensor(0)))

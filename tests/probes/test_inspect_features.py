@@ -15,6 +15,7 @@ from jepa.errors import InputError
 from jepa.metrics import rankme
 from jepa.tasks.embed import write_cache
 from jepa.tasks.latents import Settings
+from probes import inspect_features as module
 from probes import pooled
 from probes.cache import FeatureCache
 from probes.inspect_features import inspect_features
@@ -137,3 +138,11 @@ def test_bad_input_is_named(jepa, cache_path, tmp_path, world, episodes):
     assert "holds 1 layers" in jepa("inspect", "features", cache_path, "--layer=3").complaint()
     one = write_cache(world, episodes, {"train": [0]}, tmp_path / "one")
     assert "embed more" in jepa("inspect", "features", one, f"--out={tmp_path / 'out'}").complaint()
+
+
+@pytest.mark.parametrize("name", ["file", "file/deep"])
+def test_a_place_for_nothing_is_told_before_the_cache_is_read(cache_path, tmp_path, monkeypatch, name):
+    monkeypatch.delattr(module, "_measured")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        inspect_features(cache_path, out=tmp_path / name)

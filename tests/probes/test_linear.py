@@ -46,6 +46,19 @@ def test_every_system_gives_the_weights_of_the_normal_equations(system, monkeypa
         assert torch.allclose(probe(z).mean(0), y.mean(0), atol=1e-5)
 
 
+def test_the_dual_system_goes_over_the_batches_no_more_than_it_must():
+    """Once for the targets, once for each batch and all that it meets, and once for the weights."""
+    passes, x, y = [], torch.randn(9, 20), torch.randn(9, 2)
+
+    class Counted:
+        def __iter__(self):
+            passes.append(1)
+            return zip(x.split(3), y.split(3))
+
+    linear.dual(Counted(), torch.nn.Identity(), 9, 0.1)
+    assert len(passes) == 1 + (1 + 3) + 1
+
+
 @pytest.mark.parametrize("whitened", [True, False])
 def test_logistic_regression_is_where_the_gradient_is_zero(whitened, monkeypatch):
     """Features that are far from independent, in batches that are read again and again."""

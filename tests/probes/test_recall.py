@@ -141,6 +141,11 @@ def test_heads_of_a_sweep_have_the_losses_of_single_probes(loss):
     assert torch.allclose(losses[0], probe.loss(probe(z), y), atol=1e-5) and losses[0] != losses[1]
 
 
+def test_a_class_that_never_occurs_is_not_among_the_most_common():
+    y = torch.tensor([[2, 7], [2, 0], [9, 7]])
+    assert recall.common(y, [10, 8]).tolist() == [[10, 2, 9, -1, -1, -1], [8, 7, 0, -1, -1, -1]]
+
+
 def test_the_report_counts_unseen_classes_as_missed_and_names_the_published_rule():
     probe, y = built()
     test = y[:10].clone()

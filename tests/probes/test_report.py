@@ -102,6 +102,15 @@ def test_the_curve_has_a_line_for_each_and_equal_steps_for_equal_factors():
     assert not [path for path in drawn(made(curve=[])).iter(f"{SPACE}path") if "line" in path.get("class", "")]
 
 
+def test_a_baseline_may_be_called_encoder():
+    parts = [{**part, "baselines": {"encoder": scores(0.1, 0.0, 0.2)}} for part in made()["curve"]]
+    root = drawn(made(baselines={"encoder": scores(0.1, 0.0, 0.2)}, curve=parts))
+    lines = {path.get("class"): path.get("d") for path in root.iter(f"{SPACE}path") if "line" in path.get("class", "")}
+    heights = {name: [float(point.split()[1]) for point in line[1:].split("L")] for name, line in lines.items()}
+    assert len(set(heights["line s0"])) == 3 and len(set(heights["line s1"])) == 1, "only the encoder's scores change"
+    assert min(heights["line s1"]) > max(heights["line s0"])
+
+
 @pytest.mark.parametrize("interval", [None, [0.5, 0.9]])
 def test_the_picture_stands_alone_whatever_was_measured(interval):
     floor = {"accuracy": 0.8, "accuracy_interval": interval, "accuracy_of_most_common": 0.5}

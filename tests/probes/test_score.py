@@ -44,6 +44,12 @@ def test_r2_agrees_with_its_definition_and_resampling_with_brute_force():
     assert np.allclose(result["r2_interval"], np.percentile(draws, [2.5, 97.5]), atol=0.02)
 
 
+def test_the_headline_is_accuracy_or_mean_r2():
+    assert score.headline(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])) == 0.5
+    y = torch.tensor([[0.0, 1e4], [2.0, 1e4 + 2]])  # the first is hit, of the second the mean is answered
+    assert score.headline(torch.tensor([[0.0, 1e4 + 1], [2.0, 1e4 + 1]]), y) == pytest.approx(0.5)
+
+
 def test_several_seeds_are_averaged_and_resampled_beside_the_episodes():
     """One seed is good and one is not: most of what is unknown is the seed, which a third could be like either."""
     answers = [guesses(0.1, 1), guesses(1.0, 2), guesses(0.1, 3)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ import torch
 
 from jepa.errors import InputError
 from jepa.schema import EvalSpec, ObservationSpec, Specs
-from probes import cache, detection
+from probes import cache, detection, protocol, score, training
 from probes.cache import FeatureCache
 from probes.detection import area, ranked, threshold
-from probes.pairs import pairs, rule
+from probes.pairs import _pairs_of, pairs, rule
 from probes.saved import load
 from probes.score import Answers
 from probes.success import SuccessProbe
@@ -72,6 +73,24 @@ def test_the_bootstrap_resamples_episodes():
     assert np.allclose(told, np.percentile(areas, [2.5, 97.5]), atol=0.02)
 
 
+def test_counts_by_episode_are_the_counts_of_examples(monkeypatch):
+    """In any order of the examples and with any numbers of the episodes, without a row of counts for each example."""
+    rng, n = np.random.default_rng(1), 20_000
+    monkeypatch.setattr(score, "RESAMPLES", 30)
+    episode, y = rng.choice([3, 40, 41, 7], n), rng.integers(0, 2, n)
+    p = np.clip(0.5 + 0.2 * (y - 0.5) + 0.05 * episode / 41 + 0.1 * rng.standard_normal(n), 0.01, 0.99)
+    given = answers(p, y, episode)
+    tracemalloc.start()
+    found = detection.draws(detection.certainty(given.prediction), given, 5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < n * 2 * detection.BINS, "bytes; a number for each example and bin takes eight times as much"
+    times = np.random.default_rng(5).multinomial(4, np.full(4, 1 / 4), size=30)
+    for row, drawn in zip(found[1:4], times):
+        rows = np.concatenate([np.tile(np.flatnonzero(episode == e), k) for e, k in zip([3, 7, 40, 41], drawn)])
+        assert row[0] == pytest.approx(area(answers(p[rows], y[rows])), abs=1e-3)
+
+
 def test_the_threshold_gets_most_right():
     p, y = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.9]), torch.tensor([0, 0, 1, 1, 1])
     assert threshold(p, y) == pytest.approx(0.25)
@@ -94,6 +113,27 @@ def test_pairs_are_balanced_near_and_of_one_episode():
     assert len(np.unique(rows[:, 0])) == len(rows)  # a frame once
     assert np.array_equal(rows, pairs(state, bounds, near, 6, 0)[0])
     assert not np.array_equal(rows, pairs(state, bounds, near, 6, 1)[0])
+
+
+@pytest.mark.parametrize("reach", [1, 3, 50, 10**12])
+def test_pairs_are_those_of_the_whole_table(reach):
+    """An independent way to the same candidates, in the same order, so that a seed keeps its pairs."""
+    states = torch.from_numpy(np.random.default_rng(2).uniform(-1, 1, (12, 2)))
+    frame, goal = (index.flatten() for index in np.indices((12, 12)))
+    close = (np.abs(frame - goal) <= reach) & (frame != goal)
+    seen = []
+    found = _pairs_of(states, lambda a, b: seen.append((a, b)) or near(a, b), reach, np.random.default_rng(0))
+    assert all(torch.equal(mine, states[table[close]]) for mine, table in zip(seen[0], (frame, goal)))
+    assert (np.abs(found[:, 0] - found[:, 1]) <= reach).all() and (found[:, 0] != found[:, 1]).all()
+
+
+def test_a_long_episode_takes_memory_for_what_is_within_reach():
+    states = torch.arange(4000.0)[:, None] % 2
+    tracemalloc.start()
+    _pairs_of(states, near, 2, np.random.default_rng(0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4000**2, "bytes, one for each pair of frames"
 
 
 def test_pairs_that_do_not_exist_are_named():
@@ -133,6 +173,17 @@ def test_success_is_read_from_latents_and_decided_by_a_threshold_from_training(c
     assert ((again.reached(z[:, :1], z[:, 1:]) == (y == 1)).double().mean()) == pytest.approx(
         report["at_threshold"]["accuracy"]
     )
+
+
+def test_the_threshold_is_chosen_on_the_episodes_that_chose_the_head(cache_path, tmp_path, monkeypatch):
+    held = []
+    for module in (training, protocol):
+        monkeypatch.setattr(module, "HELD_OUT", 0.3)
+        monkeypatch.setattr(module, "hold_out", lambda *given: held.append(cache.hold_out(*given)) or held[-1])
+    monkeypatch.setattr(cache, "rule", lambda specs: near)
+    probe(cache_path, SuccessProbe(hidden=4), "success", tmp_path / "out", epochs=1, reach=3, accelerator="cpu")
+    (_, chose), (_, calibrated) = held
+    assert np.array_equal(chose.episode, calibrated.episode) and np.array_equal(chose.rows, calibrated.rows)
 
 
 def test_a_probe_of_success_reads_no_other_target(cache_path, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jepa.errors import InputError
 from jepa.tasks.embed import write_cache
 from probes import cache, protocol, score
 from probes.attentive import AttentiveProbe
@@ -37,6 +38,15 @@ def test_saved_weights_give_the_same_predictions(cache_path, tmp_path):
     again.build(test[:][0], test.y)
     again.load_state_dict(load_file(tmp_path / "out" / "probe.safetensors"))
     assert score.point(Answers(*predict(again, test), test.episode, test.y.mean(0))) > 0.999
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"accelerator": "cuda"}, {"halving": 1}, {"epochs": 0}, {"lr": []}, {"seeds": 0}], ids=str
+)
+def test_settings_of_a_training_are_checked_though_a_closed_form_needs_none(cache_path, tmp_path, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        probe(cache_path, LinearProbe(), "x", tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
