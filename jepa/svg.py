@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8528f", "#a87900", "#3a96c9")
-DARK = ("#56b4e9", "#f58a4b", "#2cc197", "#e29ac3", "#e6b800", "#8fd0f5")
+LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8528f", "#a87900", "#3a96c9", "#7a5cc0", "#8a5a44", "#6b7280")
+DARK = ("#56b4e9", "#f58a4b", "#2cc197", "#e29ac3", "#e6b800", "#8fd0f5", "#b09bee", "#c99a82", "#a3acb8")
 
 
 def _series(colours: tuple[str, ...]) -> str:

@@ -53,6 +53,7 @@ def test_a_step_is_compared(tmp_path, monkeypatch):
     found = json.loads(out.read_text())
     (result,) = found["results"]
     assert result["largest difference of the losses"] < 1e-5
+    assert 0.02 < result["share of our step in kernels of torch"] < 1
     assert result["ratio"]["low"] <= result["ratio"]["median"] <= result["ratio"]["high"]
     reached = result["flops of a step"] / result["seconds"]["ours"]["median"]
     # the median of two is between both, and so is that of their inverses

@@ -107,21 +107,27 @@ def test_wrong_input_is_one_line(given, told, capsys):
 @pytest.mark.parametrize("name", anytime.KINDS)
 @pytest.mark.parametrize("candidates", [anytime.FEWEST, 64])
 def test_every_planner_has_every_size(name, candidates):
+    if name == "nevergrad":
+        pytest.importorskip("nevergrad")
     planner = anytime.planner(name, candidates)
-    fewer = anytime.BACKWARD if name == "gradient" else 1
-    assert planner.candidates == max(2, candidates // fewer)
+    size = planner.simulations if name == "tree" else planner.candidates
+    assert size == max(2, candidates // (anytime.BACKWARD if name in anytime.DESCENDS else 1))
 
 
 def test_success_is_drawn_against_what_was_imagined(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(anytime, "load", lambda path: default_world(None))
     out = tmp_path / "anytime.json"
-    few = ("--planners=[random,gradient]", "--candidates=[4,8]", "--pairs=2", f"--out={out}")
+    few = ("--planners=[random,gradient,collocation,tree]", "--candidates=[4,8]", "--pairs=2", f"--out={out}")
     assert main(["anytime", "--world=drawn.ckpt", *few]) == 0
     results = json.loads(out.read_text())["results"]
     steps = [part["candidate-steps of a decision"] for part in results["random"]]
     assert steps == [4 * 8, 8 * 8]  # one rollout of eight steps for each candidate, at every decision
     # twelve rollouts of two starts at the first decision and four at the others, twice with their gradients
     assert 2 * 2 * 4 * 8 < results["gradient"][0]["candidate-steps of a decision"] < 2 * 2 * 13 * 8
+    # forecasts of single steps are counted too: two starts, 24 and then 8 iterations, twice with their gradients
+    assert results["collocation"][0]["candidate-steps of a decision"] > 2 * 2 * 8 * 8
+    # every simulation asks for eight completions and the beginning of a plan; a tree of as many rollouts is no cheaper
+    assert results["tree"][1]["candidate-steps of a decision"] > 8 * 8 * 8
     drawing = ElementTree.fromstring(out.with_suffix(".svg").read_text())
-    assert len([mark for mark in drawing.iter() if mark.tag.endswith("circle")]) == 4
+    assert len([mark for mark in drawing.iter() if mark.tag.endswith("circle")]) == 8
     assert re.search(r"random +8 +64 ", capsys.readouterr().out)

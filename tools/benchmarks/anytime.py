@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,35 +17,56 @@ from jepa.errors import InputError, check_choice
 from jepa.evaluation import Report, evaluate, find_protocol
 from jepa.evaluation.report import write_atomically
 from jepa.models.world import WorldModel
-from jepa.planning import CEM, ICEM, MPC, MPPI, GoalLatent, GradientPlanner, RandomShooting, check_specs
+from jepa.planning import (
+    CEM,
+    ICEM,
+    MPC,
+    MPPI,
+    CategoricalCEM,
+    Collocation,
+    GoalLatent,
+    GradientPlanner,
+    Nevergrad,
+    RandomShooting,
+    TreeSearch,
+    check_specs,
+)
 from jepa.schema import Plan, Planner, Problem, Sample
 from jepa.svg import document, text
 from tools.benchmarks import measure
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-Name = Literal["random", "cem", "icem", "mppi", "gradient"]
+Name = Literal["random", "cem", "icem", "mppi", "gradient", "collocation", "categorical", "tree", "nevergrad"]
 KINDS: dict[str, Callable[..., Planner]] = {
     "random": RandomShooting,
     "cem": CEM,
     "icem": ICEM,
     "mppi": MPPI,
     "gradient": GradientPlanner,
+    "collocation": Collocation,
+    "categorical": CategoricalCEM,
+    "tree": TreeSearch,
+    "nevergrad": Nevergrad,
 }
-BACKWARD = 4  # a gradient planner is given so many times fewer starts than others candidates: it steps more often
+DESCENDS = ("gradient", "collocation")
+BACKWARD = 4  # these are given so many times fewer starts than others candidates: they step more often
 FEWEST = 4  # candidates; an eighth of them are elites, at least two
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, FOOT = 640, 400, 64, 24, 76, 48
 LINE = 18  # of the legend
 
 
 def planner(name: str, candidates: int) -> Planner:
-    """The planner of its config, with so many candidates and an eighth of them elites."""
+    """The planner of its config, with so many candidates and an eighth of them elites, or so many simulations."""
     path = CONFIGS / f"planner/{name}.yaml"
     settings = yaml.safe_load(path.read_text())["init_args"] if path.is_file() else {"std": 1.4, "hold": 3}
-    settings["candidates"] = max(2, candidates // BACKWARD) if name == "gradient" else candidates
+    if name == "tree":
+        settings["simulations"] = settings["first_simulations"] = candidates
+    else:
+        settings["candidates"] = max(2, candidates // BACKWARD) if name in DESCENDS else candidates
     if "elites" in settings:
         settings["elites"] = max(2, candidates // 8)
-    if "keep" in settings or name == "icem":
-        settings["keep"] = min(settings.get("keep", 5), settings["elites"])
+        if kept := signature(KINDS[name]).parameters.get("keep"):
+            settings["keep"] = min(settings.get("keep", kept.default), settings["elites"])
     return KINDS[name](**settings)
 
 
@@ -58,8 +80,15 @@ class Counted:
         return self.world.encode(sample)
 
     def rollout(self, z: Tensor, action: Tensor, past: Tensor | None = None) -> Tensor:
-        self.steps += action.shape[:-1].numel() * (2 if action.requires_grad else 1)
+        self._count(action)
         return self.world.rollout(z, action, past)
+
+    def predict(self, z: Tensor, action: Tensor) -> Tensor:
+        self._count(action)
+        return self.world.predict(z, action)
+
+    def _count(self, action: Tensor) -> None:
+        self.steps += action.shape[:-1].numel() * (2 if action.requires_grad else 1)
 
 
 class Asked:
@@ -101,7 +130,7 @@ def point(world: WorldModel, name: str, candidates: int, protocol: str, pairs: i
 
 def anytime(
     world: Path,
-    planners: list[Name] = ["random", "cem", "icem", "mppi", "gradient"],
+    planners: list[Name] = ["random", "cem", "icem", "mppi", "gradient", "collocation", "categorical", "tree"],
     candidates: list[int] = [4, 8, 16, 32, 64],
     pairs: int = 30,
     protocol: str = "two_rooms/v1",
@@ -114,8 +143,9 @@ def anytime(
 
     Args:
         world: a checkpoint
-        planners: random, cem, icem, mppi, gradient
-        candidates: sizes of the searches, rising; a gradient planner has a quarter of them as starts
+        planners: random, cem, icem, mppi, gradient, collocation, categorical, tree, nevergrad
+        candidates: sizes of the searches, rising; gradient and collocation have a quarter of them as starts, the tree
+            search as many simulations
         pairs: of start and goal
         protocol: one that lets the environment draw its pairs: two_rooms/v1 or two_rooms_random/v1
         threads: of torch

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from jepa.errors import InputError, check_choice
 from jepa.masks import Grid, MaskGenerator, Masks, MultiBlock
@@ -37,6 +38,7 @@ GENERATORS = ((8, (0.15, 0.15)), (2, (0.7, 0.7)))  # of V-JEPA: blocks, and thei
 LIMIT = 1e-5  # of the difference of the losses, in float32
 CHECKED = 2  # steps whose losses are compared
 MOMENTUM = 0.998
+KERNELS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product_")  # what both ways leave to torch
 LR, DECAY = 1e-4, 0.04
 
 Positions = Literal["rotary_interleaved", "rotary_tiled"]
@@ -132,6 +134,7 @@ def compare(name: str, setting: Setting, repeats: int) -> dict[str, Any]:
     product = measure.matrix_product(setting.device, torch.bfloat16 if setting.bfloat16 else torch.float32)
     reached = measure.summary(flops / times["ours"].wall)
     beside = {"published": times["published"], "ours": times["compiled"]} if setting.compile else None
+    kernels = _kernels(ways["ours"]) if setting.device == "cpu" else None
     return measure.compared(times) | {
         "compiled": beside and measure.compared(beside),
         "model": name,
@@ -141,7 +144,16 @@ def compare(name: str, setting: Setting, repeats: int) -> dict[str, Any]:
         "flops per second": reached,
         "flops per second of a matrix product": product,
         "share of a matrix product": {key: value / product for key, value in reached.items()},
+        "share of our step in kernels of torch": kernels,
     }
+
+
+def _kernels(step: Callable[[int], Tensor]) -> float:
+    """Share of a step on the CPU that torch's products and attention take: what is around them cannot save more."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        step(CHECKED)
+    spent = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    return sum(time for key, time in spent.items() if key.startswith(KERNELS)) / sum(spent.values())
 
 
 def _difference(ways: dict[str, Callable[[int], Tensor | float]], setting: Setting) -> float:
@@ -205,6 +217,7 @@ def step(
 
 def _told(result: dict[str, Any], setting: Setting) -> str:
     product, compiled = result["flops per second of a matrix product"] / 1e9, result["compiled"]
+    kernels = result["share of our step in kernels of torch"]
     return measure.table(
         f"{result['model']}, {setting.batch} clips of {setting.frames} frames of {setting.size} px on {setting.device}",
         [
@@ -213,5 +226,6 @@ def _told(result: dict[str, Any], setting: Setting) -> str:
             f"  {'largest difference of the losses':<36} {result['largest difference of the losses']:.1e}",
             measure.told("reached", result["flops per second"], "GFLOP/s", 1e-9, 1),
             measure.told(f"share of a product's {product:,.0f}", result["share of a matrix product"], "%", 100, 0),
+            *([] if kernels is None else [f"  {'of it in products and attention':<36} {100 * kernels:.0f} %"]),
         ],
     )
