@@ -19,6 +19,7 @@ _HOMES = {
     "ICEM": "jepa.planning",
     "MPC": "jepa.planning",
     "GoalLatent": "jepa.planning",
+    "RobotController": "jepa.tasks.robot",
     "FrameIndex": "jepa.retrieval",
     "load": "jepa.checkpoints",
     "make": "jepa.envs",

@@ -91,7 +91,7 @@ def run(verb: str, args: list[str]) -> int:
     if verb in OF_A_FIT:
         from jepa.tasks.configuration import call
     module, name = FUNCTIONS[verb].split(":")
-    if (result := call(getattr(import_module(module), name), args)) is not None:
+    if (result := call(getattr(import_module(module), name), args, verb)) is not None:
         print(result)
     return 0
 

@@ -112,10 +112,16 @@ def resolve_configs(args: list[str]) -> list[str]:
     return resolved
 
 
-def call(function: Callable[..., Any], args: list[str]) -> Any:
-    """Parse the command line (and YAML) into the typed arguments of a function, and call it."""
+def call(function: Callable[..., Any], args: list[str], verb: str = "") -> Any:
+    """Parse the command line (and YAML) into the typed arguments of a function, and call it.
+
+    Args:
+        function: what the verb does
+        args: the command line behind the verb
+        verb: as it is typed; by default the function's name
+    """
     parser = ArgumentParser(
-        prog="jepa " + function.__name__.replace("_", " "),
+        prog="jepa " + (verb or function.__name__.replace("_", " ")),
         parser_mode="omegaconf+",
         exit_on_error=False,
         allow_abbrev=False,

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from jepa.checkpoints import load
-from jepa.evaluation import Report
+from jepa.evaluation import ActionReport, Report
+from jepa.evaluation.recorded import SCORES
 from jepa.runtime import CONFIG_ROOTS
 from jepa.tasks.features import read_meta
 from probes.cache import FeatureCache
@@ -126,11 +127,17 @@ def test_plan(path, jepa, workshop, tmp_path):
         pytest.importorskip("nevergrad", exc_type=ImportError, reason="pip install 'jepa-worlds[compare]'")
     workshop.checkpoint(variables(path)["run"])
     small = small_planner(jepa, path)
-    assert jepa("plan", "-c", path, f"--out={tmp_path}", *small, *SMALL_PLAN).code == 0
-    report = Report.load(tmp_path / "report.json")
-    assert len(report.steps) == 2 and set(report.floors) == {"random", "idle"}
+    answer = jepa("plan", "-c", path, f"--out={tmp_path}", *small, *SMALL_PLAN)
+    assert answer.code == 0
     told = json.loads((tmp_path / "report.json").read_text())
     assert all(map(math.isfinite, numbers(told)))
+    if told["protocol"]["name"].startswith("recorded/"):
+        report = ActionReport.load(tmp_path / "report.json")
+        assert report.pairs == 2 and set(report.floors) == {"mean_action", "random", "repeat_last"}
+        assert set(SCORES) <= set(report.errors) and "| raw error of dimension | 0 | 1 | " in answer.out
+        return
+    report = Report.load(tmp_path / "report.json")
+    assert len(report.steps) == 2 and set(report.floors) == {"random", "idle"}
     assert (tmp_path / "trajectories.npz").is_file()
 
 

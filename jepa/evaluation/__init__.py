@@ -2,15 +2,25 @@
 
 from jepa.evaluation.evaluate import Trajectories, evaluate, latency
 from jepa.evaluation.floors import IdlePolicy, RandomPolicy
-from jepa.evaluation.protocols import PROTOCOLS, EvaluationProtocol, episode_pairs, find_protocol
+from jepa.evaluation.protocols import (
+    PROTOCOLS,
+    EvaluationProtocol,
+    RecordedProtocol,
+    episode_pairs,
+    find_protocol,
+    recorded_pairs,
+)
+from jepa.evaluation.recorded import ActionReport
 from jepa.evaluation.report import Comparison, Report, compare, table
 
 __all__ = [
     "PROTOCOLS",
+    "ActionReport",
     "Comparison",
     "EvaluationProtocol",
     "IdlePolicy",
     "RandomPolicy",
+    "RecordedProtocol",
     "Report",
     "Trajectories",
     "compare",
@@ -18,5 +28,6 @@ __all__ = [
     "evaluate",
     "find_protocol",
     "latency",
+    "recorded_pairs",
     "table",
 ]

@@ -111,8 +111,6 @@ def random_plans(space: ActionSpec, shape: tuple[int, ...], seed: int = 0) -> Te
     """Plans [*shape,A] of a policy that knows nothing: uniform within the bounds, or any of the choices."""
     count = math.prod(shape) * space.block
     action = RandomPolicy(space, seed).act(Sample(video=torch.empty(count, 0)))
-    if space.choices:
-        action = F.one_hot(action.argmax(-1), space.choices).to(action.dtype)
     return action.reshape(*shape, space.width)
 
 
@@ -130,7 +128,12 @@ def grid_plans(space: ActionSpec, recorded: Tensor, dimensions: Sequence[int], p
     """Around a recorded plan [H,A]: two dimensions take ``points`` values each, the others stay as recorded.
 
     Values lie evenly within the bounds; where one is infinite, within three standard deviations of the mean.
+
+    Raises:
+        InputError: no such dimensions, or actions that are choices, between which there is nothing
     """
+    if space.choices:
+        raise InputError(f"the action is one of {space.choices} choices, not a plane; expected continuous actions")
     first, second = dimensions
     known = range(space.env_width)
     if first not in known or second not in known or first == second:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,13 +13,15 @@ from jepa.schema import ActionSpec, Sample, Task
 class RandomPolicy:
     """Uniform raw actions within the bounds; normal with the mean and standard deviation where a bound is infinite.
 
+    Of discrete actions, any of the choices: one-hot.
+
     Args:
         space: one environment action
         seed: of the actions; they start anew when all environments are reset
     """
 
     def __init__(self, space: ActionSpec, seed: int = 0) -> None:
-        width = space.env_width
+        self.space, width = replace(space, block=1), space.env_width
         self.low, self.high, self.mean, self.std = (
             torch.tensor(values[:width]) for values in (space.low, space.high, space.mean, space.std)
         )
@@ -29,7 +33,7 @@ class RandomPolicy:
         uniform = torch.rand(shape, generator=self.generator)
         normal = torch.randn(shape, generator=self.generator) * self.std + self.mean
         inside = torch.where(self.bounded, self.low + uniform * (self.high - self.low), normal)
-        return torch.minimum(torch.maximum(inside, self.low), self.high)
+        return self.space.clip(inside)
 
     def reset(self, done: Tensor) -> None:
         if done.all():

@@ -73,6 +73,39 @@ class EvaluationProtocol:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class RecordedProtocol:
+    """How plans are scored where there is no simulator: against the actions that were recorded on the way to the goal.
+
+    Args:
+        name: name and version; a change of any other entry needs a new one
+        pairs: how many pairs of start and goal, of held-out episodes
+        horizon: model steps from start to goal
+        seed: of the draw, and of the floor that acts at random
+        description: one sentence
+    """
+
+    name: str
+    pairs: int = 200
+    horizon: int = 3
+    seed: int = 1_000_000
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.pairs, self.horizon) < 1:
+            raise InputError(
+                f"protocol {self.name} wants pairs >= 1 and horizon >= 1; was given pairs={self.pairs}, "
+                f"horizon={self.horizon}"
+            )
+
+    def with_pairs(self, pairs: int) -> RecordedProtocol:
+        """The same protocol on its first ``pairs`` pairs."""
+        return replace(self, pairs=pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 _ALL = (
     EvaluationProtocol(
         "two_rooms/v1",
@@ -136,12 +169,56 @@ _ALL = (
         description="Reach the place, out of reach at the start, that a held-out episode reached 25 steps later; "
         "success at any of 50 steps.",
     ),
+    EvaluationProtocol(
+        "point_maze/cells",
+        "PointMaze_UMaze-v3",
+        budget=150,
+        description="Start, at rest, and goal are noisy centres of different cells of the U-shaped maze, as the "
+        "simulator draws them; success at any of 150 steps.",
+    ),
+    *(
+        EvaluationProtocol(
+            f"metaworld_{task}/expert100",
+            "Meta-World/MT1",
+            env_options={"task": task},
+            budget=100,
+            judged="end",
+            stops=False,
+            description="Take the posture that MetaWorld's expert takes after 100 steps from the same start, and stay: "
+            "the point between the fingers is within 5 cm of the goal's at the last of 100 steps.",
+        )
+        for task in ("reach", "reach_wall")
+    ),
+    EvaluationProtocol(
+        "ogbench_cube/swm25-50",
+        "visual-cube-single-v0",
+        goals="episodes",
+        offset=25,
+        budget=50,
+        description="Bring the cube to where it lay, in a held-out episode, 25 steps later; success at any of 50 "
+        "steps. As published: a cube that did not move in those 25 steps counts as brought.",
+    ),
+    EvaluationProtocol(
+        "ogbench_cube/moved25-50",
+        "visual-cube-single-v0",
+        goals="episodes",
+        offset=25,
+        unsolved=True,
+        budget=50,
+        description="Bring the cube to where a held-out episode had moved it, by more than 0.04 m, 25 steps later; "
+        "success at any of 50 steps.",
+    ),
+    RecordedProtocol(
+        "recorded/action-error-v1",
+        description="Plan to the frame that a held-out episode reached three model steps later, and compare the plan "
+        "with the recorded actions.",
+    ),
 )
 _TRIES = 50  # windows that are looked at per pair that is wanted
-PROTOCOLS: dict[str, EvaluationProtocol] = {protocol.name: protocol for protocol in _ALL}
+PROTOCOLS: dict[str, EvaluationProtocol | RecordedProtocol] = {protocol.name: protocol for protocol in _ALL}
 
 
-def find_protocol(name: str) -> EvaluationProtocol:
+def find_protocol(name: str) -> EvaluationProtocol | RecordedProtocol:
     """The protocol of that name; InputError with the nearest name otherwise."""
     check_known("protocol", [name], PROTOCOLS)
     return PROTOCOLS[name]
@@ -190,6 +267,30 @@ def episode_pairs(
         f"only {len(found)} of {_TRIES * protocol.pairs} windows of the held-out episodes end out of reach of their "
         f"start, protocol {protocol.name} wants {protocol.pairs}; collect episodes that move further"
     )
+
+
+def recorded_pairs(
+    episodes: Episodes, protocol: RecordedProtocol, block: int, held_out: Sequence[int]
+) -> Tensor:
+    """Draw starts, ``horizon`` model steps of ``block`` environment steps before their goals: int64 [pairs,2], episode
+    and frame of each.
+
+    At least one model step lies before a start. No start is drawn twice, every one is equally likely, and the first n
+    of more pairs are the n pairs.
+
+    Raises:
+        InputError: the episodes hold fewer starts than the protocol wants
+    """
+    last = [episodes.length(number) - 1 - protocol.horizon * block for number in held_out]
+    starts = [(number, frame) for number, end in zip(held_out, last) for frame in range(block, end + 1)]
+    if len(starts) < protocol.pairs:
+        raise InputError(
+            f"the {len(held_out)} held-out episodes hold {len(starts)} starts with {block} steps before and "
+            f"{protocol.horizon * block} behind them, protocol {protocol.name} wants {protocol.pairs}: hold out or "
+            "record more, or ask for fewer with --pairs"
+        )
+    order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(protocol.seed))
+    return torch.tensor(starts)[order[: protocol.pairs]]
 
 
 def _states(episodes: Episodes, episode: int, start: int, goal: int) -> Tensor:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class Report:
     floors: dict[str, Report] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
-    versions: dict[str, str] = field(default_factory=lambda: _versions())
+    versions: dict[str, str] = field(default_factory=lambda: versions())
     seconds: float = 0.0
     comparison: Comparison | None = None
     reached: list[int] = field(default_factory=list)
@@ -184,18 +184,12 @@ class Report:
 
     def save(self, path: Path | str) -> None:
         """Write JSON, whole or not at all."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        write_atomically(Path(path), lambda file: file.write(text.encode()))
+        write_json(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: Path | str) -> Report:
         """Read what :meth:`save` wrote; InputError for anything else."""
-        try:
-            data = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"no report at {path}: {error}; write one with `jepa plan`") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise InputError(f"{path} is not a report of format {FORMAT}; write it again with `jepa plan`")
+        data = read_json(path)
         try:
             report = cls.from_dict(data)
         except (KeyError, TypeError, AttributeError) as error:
@@ -237,26 +231,48 @@ class Report:
         return "\n\n".join(parts)
 
 
-def table(reports: Sequence[Report]) -> str:
+class Paired(Protocol):
+    """What any report has: a row in a table of results, and pairs by which it is compared."""
+
+    policy: str
+    protocol: dict[str, Any]
+    pairs_digest: str
+
+    @property
+    def pairs(self) -> int: ...
+
+    def row(self) -> dict[str, str]: ...
+
+
+def table(reports: Sequence[Paired]) -> str:
     """Reports as a Markdown table."""
     rows = [report.row() for report in reports]
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return grid([list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table; the first row is its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def compare(a: Report, b: Report) -> Comparison:
-    """Paired comparison; InputError if the reports are not of the same pairs under the same protocol."""
+def check_same(a: Paired, b: Paired, fact: tuple[str, Any, Any], advice: str) -> None:
+    """InputError if two reports are not of the same pairs under the same protocol, or differ in another ``fact``: its
+    name, that of the first and that of the second."""
     for what, mine, theirs in (
         ("protocol", a.protocol["name"], b.protocol["name"]),
-        ("budget", a.protocol["budget"], b.protocol["budget"]),
+        fact,
         ("number of pairs", a.pairs, b.pairs),
         ("pairs", a.pairs_digest, b.pairs_digest),
     ):
         if mine != theirs:
-            raise InputError(
-                f"{a.policy} and {b.policy} cannot be compared: {what} {mine} is not {theirs}; "
-                "evaluate both with the same protocol, number of pairs and seed"
-            )
+            raise InputError(f"{a.policy} and {b.policy} cannot be compared: {what} {mine} is not {theirs}; {advice}")
+
+
+def compare(a: Report, b: Report) -> Comparison:
+    """Paired comparison; InputError if the reports are not of the same pairs under the same protocol."""
+    budgets = ("budget", a.protocol["budget"], b.protocol["budget"])
+    check_same(a, b, budgets, "evaluate both with the same protocol, number of pairs and seed")
     outcomes = Counter((i >= 0, j >= 0) for i, j in zip(a.steps, b.steps))
     only_a, only_b = outcomes[True, False], outcomes[False, True]
     difference, low, high = paired_difference(outcomes[True, True], only_a, only_b, outcomes[False, False])
@@ -265,25 +281,44 @@ def compare(a: Report, b: Report) -> Comparison:
     )
 
 
+def write_json(data: Mapping[str, Any], path: Path | str) -> None:
+    """Whole or not at all."""
+    text = json.dumps(data, indent=1, allow_nan=False)
+    write_atomically(Path(path), lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """What a report wrote, of any kind; InputError for anything else."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"no report at {path}: {error}; write one with `jepa plan`") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(f"{path} is not a report of format {FORMAT}; write it again with `jepa plan`")
+    return data
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write to a temporary name in the same folder and rename; whatever fails leaves no file behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            write(file)
-        os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                write(file)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; free space or name another folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What the numbers of a report were made with."""
     return {
         "jepa": jepa.__version__,
         "torch": torch.__version__,

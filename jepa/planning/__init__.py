@@ -1,11 +1,13 @@
 """Planning in latent space: costs over imagined latents, planners that see only a cost, and the MPC policy."""
 
-from jepa.planning.agent import MPC, imagined
+from jepa.planning.agent import MPC
 from jepa.planning.categorical import CategoricalCEM
 from jepa.planning.collocation import Collocation
 from jepa.planning.costs import ActionPenalty, Cost, GoalLatent, WeightedSum
+from jepa.planning.deadline import TimeLimit
 from jepa.planning.gradient import GradientPlanner
 from jepa.planning.gradient_free import Nevergrad
+from jepa.planning.imagining import imagined, wants_proprio
 from jepa.planning.knots import Knots, coloured_noise, shift
 from jepa.planning.match import check_history, check_members, check_specs
 from jepa.planning.mcts import GoalGame, TreeSearch
@@ -34,6 +36,7 @@ __all__ = [
     "RandomShooting",
     "Return",
     "Risk",
+    "TimeLimit",
     "TreeSearch",
     "WeightedSum",
     "check_history",
@@ -42,4 +45,5 @@ __all__ = [
     "coloured_noise",
     "imagined",
     "shift",
+    "wants_proprio",
 ]

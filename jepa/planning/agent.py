@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,88 +12,29 @@ from torch import Tensor
 from jepa.errors import InputError
 from jepa.planning.clock import Clock
 from jepa.planning.costs import Cost
+from jepa.planning.imagining import imagined, wants_proprio
 from jepa.planning.knots import shift
 from jepa.planning.match import check_members
-from jepa.schema import Dynamics, Plan, Planner, Problem, Proposal, Sample, World
+from jepa.schema import Plan, Planner, Proposal, Sample, World
 
 STAGES = ("encode", "rollout", "cost", "search", "host")  # of a decision
-
-
-def forecast_steps(world: World, z: Tensor, past: Tensor | None, virtual: Tensor, action: Tensor) -> Tensor:
-    """All one-step forecasts along a virtual path at once: teacher forcing, of a world that has ``predict``.
-
-    Args:
-        world: its ``predict`` maps z [B,T,N,D] and raw actions [B,T,A] to what follows each
-        z: context [B,T,N,D], the present last
-        past: raw actions of the context [B,T-1,A]; None if T = 1
-        virtual: the path [B,S,H,N,D], where virtual[:, :, h] stands after action h
-        action: raw plans [B,S,H,A]
-
-    Returns:
-        [B,S,H,N,D]: step h forecasts virtual[:, :, h] from all that is before
-    """
-    before, plans = z.shape[1] - 1, action.shape[1]
-    frames = torch.cat([z.unsqueeze(1).expand(-1, plans, -1, -1, -1), virtual[:, :, :-1]], dim=2)
-    if past is not None:
-        action = torch.cat([past.unsqueeze(1).expand(-1, plans, -1, -1), action], dim=2)
-    return world.predict(frames.flatten(0, 1), action.flatten(0, 1))[:, before:].unflatten(0, action.shape[:2])
-
-
-def imagined(
-    world: World,
-    cost: Cost,
-    z: Tensor,
-    goal: Tensor,
-    past: Tensor | None,
-    horizon: int,
-    chunk: int | None = None,
-    device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
-    proprio: Tensor | None = None,
-    clock: Clock | None = None,
-) -> Problem:
-    """What a planner is asked when it is to reach a goal in the imagination of a world.
-
-    Args:
-        world: what forecasts
-        cost: what makes a forecast good
-        z: context [B,T,N,D], the present last
-        goal: latents of the goals [B,1,N,D]
-        past: raw actions of the context [B,T-1,A]; None if T = 1
-        horizon: H, model steps of a plan
-        chunk: candidates per environment in one rollout; all by default
-        device: where the world is
-        generator: the planner's only source of chance
-        proprio: of the context [B,T,P], for a world whose rollouts want it
-        clock: told how long the stages ``rollout`` and ``cost`` take
-    """
-    space, clock = world.specs.action, clock or Clock(device)
-    roll = world.rollouts if cost.members else world.rollout
-    if proprio is not None:
-        roll = partial(roll, proprio=proprio)
-    roll = clock.timed("rollout", roll)
-
-    @partial(clock.timed, "cost")
-    def score(forecast: Tensor, action: Tensor) -> Tensor:
-        return cost(forecast, goal, space.normalise(action))
-
-    def price(action: Tensor) -> Tensor:
-        parts = action.split(chunk or action.shape[1], dim=1)
-        return torch.cat([score(roll(z, part, past), part) for part in parts], dim=1)
-
-    dynamics = None
-    if hasattr(world, "predict") and not cost.members and proprio is None:
-        dynamics = Dynamics(
-            lambda action: roll(z, action, past),
-            clock.timed("rollout", partial(forecast_steps, world, z, past)),
-            score,
-        )
-    return Problem(price, space, horizon, len(z), device, generator, dynamics)
 
 
 def _ready(part: object, device: str) -> Any:
     """Modules are moved to the device and put into evaluation mode."""
     return part.to(device).eval() if isinstance(part, torch.nn.Module) else part
+
+
+def felt(sample: Sample, rows: Tensor) -> Tensor:
+    """Proprioception [b,T,P] of some rows of a sample, which must have it."""
+    if sample.proprio is None:
+        raise InputError("this world reckons where the robot will be, but was given no proprio; give it with the frame")
+    return sample.proprio[rows]
+
+
+def _widened(plans: Tensor, width: int) -> Tensor:
+    """[b,W,H,A] -> [b,width,H,A]: the first plan stands in the new places."""
+    return torch.cat([plans, plans[:, :1].expand(-1, width - plans.shape[1], -1, -1)], dim=1)
 
 
 class MPC:
@@ -149,8 +90,7 @@ class MPC:
         self.space, self.device, self.seed = world.specs.action, device, seed
         self.seconds: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "total")}
         self._generator = torch.Generator(device)
-        low, high = torch.tensor(self.space.low), torch.tensor(self.space.high)
-        self._zero = torch.zeros(self.space.env_width).clamp(low, high)
+        self._zero = replace(self.space, block=1).clip(torch.zeros(self.space.env_width))
         self._allocate(0)
 
     def _allocate(self, count: int) -> None:
@@ -163,6 +103,7 @@ class MPC:
         self._goal_z: Tensor | None = None  # [B,1,N,D]
         self._z: Tensor | None = None  # [B,history,N,D], the newest last
         self._past = torch.zeros(count, self.history - 1, self.space.width, device=self.device)
+        self._proprio: Tensor | None = None  # [B,history,P] raw, for a world whose rollouts want it
         self._warm: Tensor | None = None  # [B,W,H,A]
         self._generator.manual_seed(self.seed)
 
@@ -181,7 +122,8 @@ class MPC:
     def act(self, sample: Sample, active: Tensor | None = None) -> Tensor:
         """The present (T=1, with its goal) -> raw environment actions [B,a].
 
-        Where ``active [B]`` is false nothing is encoded or planned, and the action is zero (clipped to the bounds).
+        Where ``active [B]`` is false nothing is encoded or planned, and the action is zero, as ``ActionSpec.clip`` has
+        it.
         """
         video, goal = self._pixels(sample)
         if len(video) != len(self._fresh):
@@ -198,19 +140,54 @@ class MPC:
         self._taken[rows] += 1
         return action
 
-    def _pixels(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Video and goal as [B,C,H,W] on the host."""
+    def follow(self, action: Tensor) -> None:
+        """Tell what was really executed [B,a] at the last step, where that is not what :meth:`act` answered.
+
+        The plan goes on as it was; the next one begins from this past.
+        """
+        rows = (~self._fresh).nonzero()[:, 0]
+        self._queue[rows, self._taken[rows] - 1] = action[rows].cpu().float()
+
+    def plan(self, context: Sample) -> Plan:
+        """One plan for each of B recorded pasts, from a cold start: actions [B,H,A] and their costs.
+
+        Nothing is remembered of it, and the noise starts anew: the same contexts get the same plans.
+
+        Args:
+            context: video [B,T,C,H,W], the present last, T at most ``history``; the raw model actions between them
+                [B,T-1,A]; proprio [B,T,P], for a world that reads it; goal, of one frame
+        """
+        start, clock = time.perf_counter(), Clock(self.device)
+        steps = 1 if context.video is None else context.video.shape[1]
+        if steps > self.history:
+            raise InputError(f"a context of {steps} frames: expected at most {self.history}, the history")
+        present, _ = self._pixels(context, steps)
+        every = torch.arange(len(present))
+        self._generator.manual_seed(self.seed)
+        with torch.inference_mode(), clock.stage("encode"):
+            z, goal = self._encode(context, every), self._encode(context.goal, every)
+        z, goal = z.clone(), goal.clone()  # autograd may save them, for planners that follow the gradient
+        past = context.action.to(self.device) if steps > 1 else None
+        proprio = felt(context, every).to(self.device) if wants_proprio(self.world) else None
+        with torch.inference_mode():
+            plan = self._search(z, goal, past, proprio, None, clock)
+        plan = replace(plan, action=plan.action.cpu().clone(), cost=plan.cost.cpu().clone())
+        self._note(time.perf_counter() - start, clock)
+        return plan
+
+    def _pixels(self, sample: Sample, steps: int = 1) -> tuple[Tensor, Tensor]:
+        """The present and the goal as [B,C,H,W] on the host; ``steps``: frames that the video must have."""
         if sample.video is None or sample.goal is None or sample.goal.video is None:
             raise InputError("planning needs the present frame and a goal frame, but the sample lacks one; use a task")
         spec = self.world.specs.observation
-        wanted = (1, spec.channels, spec.height, spec.width)
-        for name, video in (("frame", sample.video), ("goal frame", sample.goal.video)):
+        for name, video, count in (("frame", sample.video, steps), ("goal frame", sample.goal.video, 1)):
+            wanted = (count, spec.channels, spec.height, spec.width)
             if tuple(video.shape[1:]) != wanted:
                 raise InputError(
                     f"the {name} is {tuple(video.shape)}, but the world was trained on [B,T,C,H,W] with "
                     f"(T,C,H,W)={wanted}; make the environment with that image size"
                 )
-        return sample.video[:, 0].cpu(), sample.goal.video[:, 0].cpu()
+        return sample.video[:, -1].cpu(), sample.goal.video[:, 0].cpu()
 
     @torch.inference_mode()
     def _decide(self, sample: Sample, goal: Tensor, seen: Tensor, due: Tensor) -> None:
@@ -250,6 +227,11 @@ class MPC:
         if self._z is None:
             self._z = z.new_zeros(len(self._fresh), self.history, *z.shape[2:])
         self._z[rows] = torch.cat([self._z[rows, 1:], z], dim=1)
+        if wants_proprio(self.world):
+            pose = felt(sample, rows).to(self.device)
+            if self._proprio is None:
+                self._proprio = pose.new_zeros(len(self._fresh), self.history, pose.shape[-1])
+            self._proprio[rows] = torch.cat([self._proprio[rows, 1:], pose], dim=1)
         if self.history > 1:
             last = self._taken[rows, None] + torch.arange(-self.space.block, 0)
             block = self._queue[rows[:, None], last].flatten(1).unsqueeze(1).to(self.device)
@@ -271,18 +253,24 @@ class MPC:
         with torch.inference_mode(False):  # copies that autograd may save, for planners that follow the gradient
             z, goal = self._z[rows, -frames:], self._goal_z[rows]
             past = self._past[rows, self.history - frames :] if frames > 1 else None
+            proprio = None if self._proprio is None else self._proprio[rows, -frames:]
+        self._keep(self._search(z, goal, past, proprio, self._warm[rows] if warm else None, clock), rows)
 
-        about = (self.horizon, self.chunk, self.device, self._generator)
+    def _search(
+        self, z: Tensor, goal: Tensor, past: Tensor | None, proprio: Tensor | None, warm: Tensor | None, clock: Clock
+    ) -> Plan:
+        """Context [b,T,N,D], goals [b,1,N,D], past [b,T-1,A], proprio [b,T,P] and what is left of earlier plans
+        [b,W,H,A] -> plans."""
+        about = (self.horizon, self.chunk, self.device, self._generator, proprio)
         problem = imagined(self.world, self.cost, z, goal, past, *about, clock=clock)
         with clock.stage("plan"):
-            plan = self.planner.plan(problem, self._start(rows, warm))
-        self._keep(plan, rows)
+            return self.planner.plan(problem, self._start(z, goal, warm))
 
-    def _start(self, rows: Tensor, warm: bool) -> Tensor | None:
+    def _start(self, z: Tensor, goal: Tensor, warm: Tensor | None) -> Tensor | None:
         """Raw plans [b,H,A] or [b,W,H,A] that the planner starts from: the last one, its elites, what is proposed."""
-        starts = [self._warm[rows]] if warm else []
+        starts = [] if warm is None else [warm]
         if self.proposal is not None:
-            starts.append(self.proposal.propose(self._z[rows, -1], self._goal_z[rows, 0], self.horizon))
+            starts.append(self.proposal.propose(z[:, -1], goal[:, 0], self.horizon))
         if not starts:
             return None
         start = torch.cat(starts, dim=1)
@@ -298,4 +286,6 @@ class MPC:
             plans = torch.cat([plans, plan.trace["elites"]], dim=1)
         if self._warm is None:
             self._warm = plans.new_zeros(len(self._fresh), *plans.shape[1:])
+        width = max(plans.shape[1], self._warm.shape[1])  # a search that was cut short has no elites
+        self._warm, plans = _widened(self._warm, width), _widened(plans, width)
         self._warm[rows] = shift(plans, self.execute)

@@ -80,7 +80,7 @@ class Collocation:
 
     def plan(self, problem: Problem, warm: Tensor | None = None) -> Plan:
         """Descend. The trace holds the ``best`` true cost after every synchronisation [I,B] and the mean squared
-        ``gap`` between states and forecasts of every iteration [I,B].
+        ``gap`` between states and forecasts of every iteration [I,B], over the plans that have one.
 
         Args:
             problem: what to minimise, and where; its dynamics
@@ -137,7 +137,7 @@ class _Descent:
         noise = self._noise() * (lr / self.planner.lr)
         with torch.inference_mode(False):
             self.states = self.states + self.planner.state_rate * (forecast - self.states) + noise
-        return gap.mean(1)
+        return gap.nanmean(1)
 
     def _noise(self) -> Tensor:
         """Noise of the states [1,S,H,N,D] times their spread [B,1,H,N,D]: one draw for all environments."""
@@ -155,7 +155,17 @@ class _Descent:
         self._judge(self.space.cost(self.knots))
         with torch.inference_mode(False), torch.no_grad():
             self.states = self.dynamics.rollout(self.space.raw(self.knots)).detach()
-            self.spread = self.states.std(1, keepdim=True, correction=0)
+            self.spread = _spread(self.states)
 
     def _judge(self, cost: Tensor) -> None:
         self.best, self.best_cost = better(self.best, self.best_cost, *winner(self.knots, cost))
+
+
+def _spread(states: Tensor) -> Tensor:
+    """Standard deviation over the plans of states [B,S,H,N,D]: [B,1,H,N,D].
+
+    Over those that are finite, and zero where none is: one plan that diverged must not spoil the noise of the others.
+    """
+    known = torch.where(states.isfinite(), states, torch.nan)
+    centre = known.nanmean(1, keepdim=True)
+    return (known - centre).square().nanmean(1, keepdim=True).sqrt().nan_to_num(0.0)

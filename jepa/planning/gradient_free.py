@@ -36,7 +36,7 @@ class Nevergrad:
     Args:
         optimizer: name in Nevergrad's registry, e.g. DiagonalCMA, CMA, DE, NGOpt. NGOpt chooses by the budget; where it
             chooses MetaModel, nevergrad 1.0.12 fails under the present numpy
-        candidates: plans that are scored together
+        candidates: plans that are scored together; 1 for an optimizer that goes one by one, e.g. Powell
         iterations: with a warm start
         first_iterations: without one, at the first decision of an episode
         std: standard deviation of the first candidates, in units of the normalised actions
@@ -60,7 +60,13 @@ class Nevergrad:
                 f"candidates={candidates}, iterations={iterations}, first_iterations={first_iterations}, hold={hold}, "
                 f"std={std}"
             )
-        check_known("optimizer", [optimizer], _nevergrad().optimizers.registry)
+        registry = _nevergrad().optimizers.registry
+        check_known("optimizer", [optimizer], registry)
+        if candidates > 1 and registry[optimizer].no_parallelization:
+            raise InputError(
+                f"Nevergrad's {optimizer} goes one by one and was given candidates={candidates}; set candidates to 1, "
+                "or take another optimizer, e.g. DiagonalCMA"
+            )
 
     def plan(self, problem: Problem, warm: Tensor | None = None) -> Plan:
         """Search. The trace holds the ``best`` cost of every iteration [I,B].

@@ -45,12 +45,13 @@ class Configuration:
             return self._reading.parser.instantiate(Namespace(model=self._reading.config.model)).model
 
 
-def call(function: Callable[..., Any], args: list[str]) -> Any:
+def call(function: Callable[..., Any], args: list[str], verb: str) -> Any:
     """Parse the configuration of a fit and the function's own arguments, and call it with both.
 
     Args:
         function: its first argument, ``fit``, is a :class:`Configuration`
-        args: the command line
+        args: the command line behind the verb
+        verb: as it is typed
     """
-    reading = Reading(function, "jepa " + function.__name__.replace("_", " "), args)
+    reading = Reading(function, f"jepa {verb}", args)
     return function(Configuration(reading), **{name: reading.config[name] for name in reading.own})

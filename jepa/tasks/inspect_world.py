@@ -18,12 +18,13 @@ from jepa.errors import InputError
 from jepa.evaluation.diagnostics import chance
 from jepa.evaluation.report import write_atomically
 from jepa.models.world import WorldModel
-from jepa.planning import CEM, Cost, GoalLatent, check_members, check_specs
+from jepa.planning import CEM, CategoricalCEM, Cost, GoalLatent, check_members, check_specs
 from jepa.retrieval import FrameIndex
 from jepa.schema import Planner, Sample
 from jepa.tasks import world_checks as checks
 from jepa.tasks.inspect_video import table
 from jepa.tasks.judging import describe
+from jepa.tasks.latents import on_device
 from jepa.tasks.storyboards import Board, retrieve
 from jepa.tasks.world_checks import HeldOut
 from jepa.tasks.world_page import write_page
@@ -100,7 +101,7 @@ def inspect_world(
         data: the episodes (.h5) that it was trained on; only held-out ones are measured.
         out: folder for world.json, world.html and the figures.
         horizon: model steps of a rollout and of a plan, at least 2.
-        planner: what plans are searched with; jepa.planning.CEM by default.
+        planner: what plans are searched with; by default jepa.planning.CEM, of discrete actions CategoricalCEM.
         cost: what plans are searched for; jepa.planning.GoalLatent by default.
         windows: of the test episodes, spread evenly; surprise is calibrated on ten times as many validation steps.
         candidates: other plans of each kind that the recorded one is ranked among.
@@ -124,12 +125,13 @@ def inspect_world(
     watches = _watches(checkpoint, device, batch, chunk)
     model, store = watches["model"], Hdf5Episodes(data)
     check_specs(model.world.specs, store.specs)
-    planner, cost = planner or CEM(), (cost or GoalLatent()).to(device)
+    space = store.specs.action
+    planner, cost = planner or (CategoricalCEM() if space.choices else CEM()), (cost or GoalLatent()).to(device)
     check_members(model.world, cost)
     train, held = _held_out(store, model, horizon, windows, parts, split_seed)
-    width = store.specs.action.env_width
+    planes = [] if space.choices else checks.pairs(space.env_width)
     shown = np.unique(np.linspace(0, len(held.test.video) - 1, starts + 2).round().astype(int)[1:-1]).tolist()
-    landscapes = checks.landscapes(model, cost, held, shown, dimensions or checks.pairs(width), points)
+    landscapes = checks.landscapes(model, cost, held, shown, dimensions or planes, points)
     surprise = checks.surprises(watches, held, rate, seed)
     rollout, ranking, units = checks.forecasts(watches, held, candidates, seed)
     ranking["chance"] = dict(zip(("top1", "reciprocal_rank"), chance(1 + candidates)))
@@ -175,11 +177,7 @@ def _watches(checkpoint: Path, device: str, batch: int, chunk: int) -> dict[str,
         if not isinstance(world, WorldModel):
             kind = type(world).__name__
             raise InputError(f"{checkpoint} holds a {kind}, which is given no actions: name one of a WorldModel")
-        try:
-            found[name] = Watch(world, world.specs.evaluation.history, device, batch, chunk)
-        except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA enabled" by an assertion
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(f"device={device} cannot be used ({reason}): set device to cpu") from error
+        found[name] = Watch(on_device(world, device), world.specs.evaluation.history, device, batch, chunk)
     return found
 
 

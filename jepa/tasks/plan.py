@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jepa.errors import InputError
-from jepa.evaluation import EvaluationProtocol, Report, compare, find_protocol, table
+from jepa.evaluation import ActionReport, EvaluationProtocol, RecordedProtocol, Report, compare, table
+from jepa.evaluation.recorded import is_action_report
+from jepa.evaluation.report import read_json
 from jepa.planning import MPC, Cost, check_history
 from jepa.schema import Planner, Proposal, World
-from jepa.tasks.judging import describe, judge
+from jepa.tasks.judging import Trial, describe, judge
+from jepa.tasks.recorded import judge_recorded
 
 
 def plan(
@@ -35,8 +38,11 @@ def plan(
     device: str = "cpu",
     proposal: Proposal | None = None,
     force: bool = False,
-) -> Report:
+) -> Report | ActionReport:
     """Evaluate planning in the latent space of a world model; write report.json and trajectories.npz.
+
+    Under a protocol over recorded episodes (recorded/...) no environment is needed: plans are compared with the
+    recorded actions, and there are no trajectories.
 
     Args:
         world: what forecasts, e.g. class_path jepa.checkpoints.load with init_args path
@@ -66,13 +72,17 @@ def plan(
         InputError: unknown protocol, an open-loop protocol that the plan does not cover, more history than in training,
             world of another environment, episodes missing, a report of other pairs
     """
+    protocol = protocol or world.specs.evaluation.protocol
+    trial = Trial(protocol, out, pairs, num, episodes, parts, split_seed, against, floors, decisions, force)
     check_history(world.specs, history, force)
-    rules = find_protocol(protocol or world.specs.evaluation.protocol)
-    _check_cover(rules, execute * world.specs.action.block)
+    rules = trial.rules
+    if isinstance(rules, EvaluationProtocol):
+        _check_cover(rules, execute * world.specs.action.block)
     policy = MPC(world, planner, cost, horizon, execute, history, chunk, device, seed, proposal)
     title = name or f"{type(world).__name__}, {type(planner).__name__}"
-    trial = (pairs, num, episodes, parts, split_seed, against, floors, decisions, force)
-    return judge(policy, world.specs, rules.name, out, title, _settings(policy), *trial)
+    if isinstance(rules, RecordedProtocol):
+        return judge_recorded(policy, rules, trial, title, _settings(policy))
+    return judge(policy, world.specs, trial, title, _settings(policy))
 
 
 def _check_cover(rules: EvaluationProtocol, steps: int) -> None:
@@ -86,6 +96,8 @@ def _check_cover(rules: EvaluationProtocol, steps: int) -> None:
 def plan_compare(first: Path, second: Path) -> str:
     """The paired test of two reports on the same pairs: exact McNemar and the interval of the difference.
 
+    Of two reports of plans against recorded actions: the intervals of the differences of their errors.
+
     Args:
         first: report.json of ``jepa plan`` or ``jepa act``, or its folder
         second: another of the same protocol and pairs
@@ -94,11 +106,22 @@ def plan_compare(first: Path, second: Path) -> str:
         InputError: no report there, or reports of other protocols or pairs
     """
     paths = [path / "report.json" if path.is_dir() else path for path in (first, second)]
-    reports = [Report.load(path) for path in paths]
+    reports = [_load(path) for path in paths]
     if reports[0].policy == reports[1].policy:
         for report, path in zip(reports, paths):
             report.policy = f"{report.policy} ({path})"
-    return f"{table(reports)}\n\n{compare(*reports)}"
+    one, other = reports
+    if isinstance(one, ActionReport) != isinstance(other, ActionReport):
+        raise InputError(
+            f"{paths[0]} and {paths[1]} cannot be compared: one tells success in an environment, the other errors "
+            "against recorded actions; name two reports of one protocol"
+        )
+    told = one.compare(other) if isinstance(one, ActionReport) else compare(one, other)
+    return f"{table(reports)}\n\n{told}"
+
+
+def _load(path: Path) -> Report | ActionReport:
+    return ActionReport.load(path) if is_action_report(read_json(path)) else Report.load(path)
 
 
 def _settings(policy: MPC) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jepa.evaluation import diagnostics as measure
 from jepa.evaluation import diagnostics_surprise as probing
 from jepa.evaluation.diagnostics import Estimate
 from jepa.evaluation.diagnostics_figures import Landscape
+from jepa.evaluation.recorded import blind_plans, known
 from jepa.planning import Cost, imagined
 from jepa.schema import Episodes, Planner, Problem, Sample
 from jepa.tasks.world_windows import Errors, Watch
@@ -91,7 +92,7 @@ def surprises(watches: Mapping[str, Watch], held: HeldOut, rate: float, seed: in
     found = {"violated_step": at}
 
     def told(kind: str, values: Tensor) -> Estimate | None:
-        return _known(torch.where(changed[kind], values, torch.nan), held.episode)
+        return known(torch.where(changed[kind], values, torch.nan), held.episode)
 
     for name, watch in watches.items():
         limit = probing.threshold(watch.surprise(held.calm).flatten(), rate)
@@ -183,20 +184,13 @@ def planned(watch: Watch, planner: Planner, cost: Cost, held: HeldOut, seed: int
 def actions(plans: Tensor, watch: Watch, held: HeldOut, seed: int) -> dict[str, dict[str, Estimate | None]]:
     """Errors of the plans [n,H,A] against what was recorded, beside those of the mean action and of random plans."""
     space, recorded = watch.world.specs.action, held.test.action[:, watch.history - 1 :]
-    still = space.denormalise(torch.zeros_like(recorded))
-    chance = measure.random_plans(space, tuple(recorded.shape[:2]), seed)
+    told = {"plan": plans} | blind_plans(recorded, space, seed)
     return {
         name: {
-            kind: _known(values, held.episode) for kind, values in measure.action_errors(mine, recorded, space).items()
+            kind: known(values, held.episode) for kind, values in measure.action_errors(mine, recorded, space).items()
         }
-        for name, mine in {"plan": plans, "mean_action": still, "random": chance}.items()
+        for name, mine in told.items()
     }
-
-
-def _known(values: Tensor, episode: Tensor) -> Estimate | None:
-    """Over the rows that have a value."""
-    known = values.isfinite()
-    return measure.estimate(values[known], episode[known]) if known.any() else None
 
 
 def plain(tree: Any) -> Any:

@@ -12,8 +12,8 @@ from torch import Tensor
 from jepa.errors import InputError
 from jepa.evaluation.diagnostics import forecast_error
 from jepa.metrics import Moments
-from jepa.models.pose_world import PoseWorld
 from jepa.models.world import WorldModel
+from jepa.planning import wants_proprio
 from jepa.schema import Sample
 
 
@@ -76,7 +76,7 @@ class Watch:
 
     def poses(self, sample: Sample) -> Tensor | None:
         """Proprioception of the history [b,T,P], for a world whose rollouts want it."""
-        if not isinstance(self.world, PoseWorld):
+        if not wants_proprio(self.world):
             return None
         if sample.proprio is None:
             raise InputError("this world model needs proprio beside the video; use episodes that record it")

@@ -282,6 +282,18 @@ def test_a_failed_write_leaves_nothing_and_spares_the_old_file(tmp_path):
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("name", ["file/report.json", "file/deep/report.json", "folder"])
+def test_a_place_where_no_file_can_be_is_told_in_one_line(tmp_path, name):
+    from jepa.evaluation.report import write_atomically
+
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*; free space or name another folder") as caught:
+        write_atomically(tmp_path / name, lambda file: file.write(b"new"))
+    assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_a_table_has_one_row_per_report():
     report = evaluate(Straight(), Points(20), protocol(), progress=False, name="straight")
     lines = table([report, report.floors["idle"]]).splitlines()

@@ -1,5 +1,7 @@
 """Collocation with virtual states: it asks for one-step forecasts, and cuts the gradient of the states."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,7 +12,8 @@ from jepa.models.predictors import ActionPredictor
 from jepa.models.targets import Online
 from jepa.models.world import WorldModel
 from jepa.planning import MPC, Collocation, Disagreement, GoalLatent
-from jepa.planning.agent import forecast_steps
+from jepa.planning.collocation import _spread
+from jepa.planning.imagining import forecast_steps
 from jepa.schema import ActionSpec, Dynamics, EvalSpec, ObservationSpec, Plan, Problem, Sample, Specs
 from jepa.testing import check_planner
 
@@ -88,6 +91,39 @@ def test_states_get_no_gradient_as_inputs_and_close_the_gap():
     shaken = Collocation(first_iterations=14, sync_every=14, noise=0.5, lr=0.01).plan(problem)
     gap = shaken.trace["gap"]
     assert (gap[1:].amax(0) > 1e-3).all() and (gap[-1] < 0.1 * gap.amax(0)).all(), "the noise falls, the gap closes"
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_plan_that_diverges_spoils_no_other(broken):
+    """Whose states are no numbers: the others of its environment keep their states, noise and gap."""
+    problem, _ = linear(batch=2)
+    given, seen = problem.dynamics, []
+
+    def rollout(action):
+        path = given.rollout(action).clone()
+        path[0, 3] = broken
+        return path
+
+    def forecast(z, action):
+        seen.append(z.isfinite().flatten(2).all(2))
+        return given.forecast(z, action)
+
+    problem = dataclasses.replace(problem, dynamics=Dynamics(rollout, forecast, given.score))
+    plan = Collocation(candidates=5, first_iterations=6, sync_every=3).plan(problem)
+    expected = torch.ones(2, 5, dtype=torch.bool)
+    expected[0, 3] = False
+    assert len(seen) == 6 and all(torch.equal(finite, expected) for finite in seen)
+    assert plan.cost.isfinite().all() and not plan.trace["gap"].isnan().any()
+
+
+def test_the_spread_is_that_of_the_finite_plans():
+    states = torch.randn(2, 6, 3, 1, 4, generator=generator())
+    plain = states.std(1, keepdim=True, correction=0)
+    assert torch.allclose(_spread(states), plain)
+    states[1, 2], states[1, 4] = torch.nan, torch.inf
+    kept = states[1:, [0, 1, 3, 5]].std(1, keepdim=True, correction=0)
+    assert torch.allclose(_spread(states), torch.cat([plain[:1], kept]))
+    assert (_spread(torch.full((1, 2, 3, 1, 4), torch.nan)) == 0).all()
 
 
 def test_an_action_is_moved_by_its_own_step_alone():

@@ -74,6 +74,8 @@ def test_it_is_kept_in_a_file_that_runs_nothing(fitted, tmp_path):
     again = load_proposal(str(tmp_path / "guess.safetensors"))
     z, goal = torch.randn(4, 1, 2), torch.randn(4, 1, 2)
     assert torch.equal(again.propose(z, goal, 3), proposal.propose(z, goal, 3)) and again.space == SPACE
+    losses = fit_proposal(again, *straight(8), steps=2, batch=8)
+    assert len(losses) == 2 and not torch.equal(again.propose(z, goal, 3), proposal.propose(z, goal, 3)), "it goes on"
     with pytest.raises(InputError, match="no GoalProposal at"):
         load_proposal(str(tmp_path / "missing.safetensors"))
     from jepa.models.heads import Head

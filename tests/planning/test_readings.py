@@ -101,7 +101,12 @@ def test_a_head_learns_is_kept_and_plugs_into_yaml(tmp_path):
     error = (head(z[500:]) - y[500:]).square().mean() / y[500:].var()
     assert error < 0.01, "a linear head reads what is linear"
     head.save(tmp_path / "reward.safetensors")
-    assert torch.equal(load_head(str(tmp_path / "reward.safetensors"))(z), head(z))
+    kept = load_head(str(tmp_path / "reward.safetensors"))
+    assert torch.equal(kept(z), head(z))
+    for again in (head, kept):
+        again.fit(z[:500], -y[:500], steps=300, lr=0.03)
+        assert (again(z[500:]) + y[500:]).square().mean() / y[500:].var() < 0.01, "it may be fitted again"
+    head = load_head(str(tmp_path / "reward.safetensors"))
     found = {"class_path": "jepa.models.heads.load_head", "init_args": {"path": str(tmp_path / "reward.safetensors")}}
     assert call(_cost_of, ["--reward", str(found).replace("'", '"')]) == pytest.approx(-head(z[:1]).item(), rel=1e-5)
 
@@ -127,3 +132,8 @@ def test_files_that_hold_no_head_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="other weights, not a Head"):
         load_head(str(tmp_path / "other.safetensors"))
+    head = Head(4)
+    head.options["layers"] = 3
+    head.save(tmp_path / "newer.safetensors")
+    with pytest.raises(InputError, match="newer.safetensors describes no Head of this version .*layers"):
+        load_head(str(tmp_path / "newer.safetensors"))

@@ -162,6 +162,11 @@ def test_in_training_every_row_goes_to_one_member():
         reached = [bool(member.project.weight.grad.abs().sum() > 0) for member in made.members]
         assert reached == [other == index for other in range(3)]
     assert [len(range(*rows.indices(7))) for rows in made._rows(7)] == [2, 2, 3]
+    z, plans = torch.randn(7, 1, 1, 8), torch.randn(7, 2, 3, 2)
+    mine, each = made.rollout(z, plans), made.eval().rollouts(z, plans)
+    for index, rows in enumerate(made._rows(7)):
+        assert torch.allclose(mine[rows], each[index, rows], atol=1e-6), "each row by its own member"
+    made.train()
     with pytest.raises(InputError, match="cannot train 3 members"):
         made(batch(2))
 

@@ -67,7 +67,7 @@ class Index:
     def __init__(self):
         self.columns = {"x": np.arange(9.0)}
         self.path, self.hash = [f"{row}.mp4" for row in range(9)], [f"hash {row}" for row in range(9)]
-        self.frames, self.duration = np.full(9, 40), np.full(9, 1.6)
+        self.frames, self.duration, self.decoder = np.full(9, 40), np.full(9, 1.6), np.full(9, "decord")
 
     def where(self, row):
         return Path("/films") / f"{row}.mp4"

@@ -206,3 +206,10 @@ def test_sources_agree_on_their_views(tmp_path):
     data.given["test"][0].source.views = 1
     with pytest.raises(InputError, match="films has 3 views, films 1: expected the same"):
         embed(Mixer(), data, tmp_path / "cache", ["train", "test"])
+
+
+def test_numbers_are_never_cut_to_the_type_of_those_before(tmp_path):
+    column = Column(tmp_path / "map-00000.npy", np.ones((1, 4), np.uint8))
+    with pytest.raises(AssertionError, match="rows of float32 after rows of uint8"):
+        column.append(np.full((1, 4), 0.5, np.float32))
+    column.discard()

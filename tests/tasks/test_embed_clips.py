@@ -30,7 +30,7 @@ class Index:
         self.name = name
         self.columns = {"side": np.arange(12) % 3.0, "level": np.arange(12) * 10.0}
         self.path, self.hash = [f"{row}.mp4" for row in range(12)], [f"hash of {name}/{row}" for row in range(12)]
-        self.frames, self.duration = np.full(12, 40), np.full(12, 1.6)
+        self.frames, self.duration, self.decoder = np.full(12, 40), np.full(12, 1.6), np.full(12, "pyav")
 
     def where(self, row: int) -> Path:
         return Path("/films") / self.name / f"{row}.mp4"
@@ -117,6 +117,8 @@ def test_every_clip_is_a_row_and_every_video_an_episode(tmp_path):
     assert meta["files"] == [f"{row}.mp4" for row in range(12)] and meta["left_out"] == []
     assert meta["specs"]["observation"]["state_names"] == ["side", "level"]
     assert "4 frames (consecutive), 2 of a video" in meta["transform"]
+    assert {"av", "pillow"} <= set(meta["software"]), "decord was asked for, but by the index it is PyAV that reads"
+    assert "decord" not in meta["software"]
 
 
 @pytest.mark.parametrize("pool, shape", [("space", (2, 1)), ("time", (1, 3)), ("mean", (1, 1))])

@@ -207,4 +207,5 @@ def test_reports_that_cannot_be_compared_are_refused_in_one_line(tmp_path, capsy
 def test_comparing_wants_two_reports(capsys):
     for words in ([], ["a.json"], ["a.json", "b.json", "c.json"]):
         assert main(["plan", "--compare", *words]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.endswith("(jepa plan --compare --help)\n")
