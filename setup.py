@@ -43,7 +43,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["jepa", "jepa.*", "probes", "tools", "tools.*"]), "jepa.configs"],
     package_dir={"jepa.configs": "configs"},
-    package_data={"jepa.configs": ["*/*.yaml", "*/*.md"], "probes": ["*.md"], "tools": ["*.md"]},
+    package_data={"jepa.configs": ["*/*.yaml", "*/*.md", "*/*.svg"], "probes": ["*.md"], "tools": ["*.md"]},
     install_requires=[
         "numpy>=1.26",
         "torch>=2.11",

@@ -188,7 +188,7 @@ def default(setting: Setting, mine: WorldModel, origin: str) -> dict[str, Any]:
     return {name: measure.compared(pair) for name, pair in pairs.items()} | {
         "per environment step": measure.summary(times["published"].wall / times["later"].wall / covered),
         "world": origin,
-        "success": "not measured here: `python -m tools.benchmark anytime` judges the default; LeWM needs training",
+        "success": "not measured here: plan with plan/two_rooms and plan/lewm_two_rooms, then `jepa plan --compare`",
     }
 
 
