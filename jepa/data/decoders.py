@@ -105,7 +105,7 @@ def reader_of(path: str | Path, decoder: str) -> type[Reader]:
 def check_decoder(decoder: str) -> None:
     """Raise :class:`InputError` unless the library of a decoder is there and loads."""
     check_choice("decoder", decoder, DECODERS)
-    import_module(f"jepa.data.{decoder}").library()
+    import_module(f"jepa.data.{decoder}").package()
 
 
 def missing(name: str, package: str, error: BaseException) -> InputError:

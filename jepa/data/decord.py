@@ -26,7 +26,7 @@ THROUGH = 8  # a span is read through when it has at most so many times the fram
 
 
 @cache
-def library() -> ModuleType:
+def package() -> ModuleType:
     """decord, imported at the first use and silenced: what it says of damaged files, its errors say too."""
     try:
         import decord
@@ -42,7 +42,7 @@ class FileReader:
     codec = ""
 
     def __init__(self, path: Path) -> None:
-        self.path, decord = path, library()
+        self.path, decord = path, package()
         self._shape: tuple[int, ...] | None = None
         self._faults = (*FAULTS, decord.DECORDError)
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jepa.data.pyav import library
+from jepa.data.pyav import package
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float = 12.0, quality: int = 18, keyframes: int = 8) -> None:
@@ -21,7 +21,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float = 12.0, quality: int 
         quality: constant rate factor of x264, from 0 (nothing is lost) to 51.
         keyframes: frames from one key frame to the next: random access decodes fewer frames for a small number.
     """
-    av = library()
+    av = package()
     count, height, width, channels = frames.shape
     assert frames.dtype == np.uint8 and channels == 3 and count and not height % 2 and not width % 2, frames.shape
     partial = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")

@@ -39,7 +39,7 @@ BLOCK = 8  # pixels: a region that begins at multiples is converted as the whole
 
 
 @cache
-def library() -> ModuleType:
+def package() -> ModuleType:
     """PyAV, imported at the first use."""
     try:
         import av
@@ -53,7 +53,7 @@ class FileReader:
     """A :class:`jepa.data.decoders.Reader` of PyAV, with one decoding thread."""
 
     def __init__(self, path: Path) -> None:
-        self.path, av = path, library()
+        self.path, av = path, package()
         self._faults = (av.error.FFmpegError, ValueError, OSError, IndexError)
         self._container: Any = None
         self._flow: Iterator[tuple[int, Any]] | None = None  # decoded frames with their numbers, from the last jump on
@@ -113,9 +113,9 @@ class FileReader:
     def _open(self, options: dict[str, str] | None = None) -> None:
         """At the beginning of the file. Without options, FFmpeg decodes some frames on trial and guesses from them."""
         self.close()
-        self._container, self._tried = library().open(str(self.path), options=options), not options
+        self._container, self._tried = package().open(str(self.path), options=options), not options
         # the picture of a cover is a stream of video, too
-        cover = library().stream.Disposition.attached_pic
+        cover = package().stream.Disposition.attached_pic
         streams = [stream for stream in self._container.streams.video if not stream.disposition & cover]
         if not streams:
             raise Unreadable(self.path, "has no video stream", _streams(self._container))
@@ -237,7 +237,7 @@ class Colours:
     """Turns frames into RGB: the part of one that is wanted, as it is in the whole one."""
 
     def __init__(self) -> None:
-        self._reformatter = library().video.reformatter.VideoReformatter()  # its tables serve all frames
+        self._reformatter = package().video.reformatter.VideoReformatter()  # its tables serve all frames
         self._graph: Any = None
         self._cuts: tuple[Any, ...] = ()  # what the graph was made for
 
@@ -259,7 +259,7 @@ class Colours:
         """The part of a frame, in its own colours: the same memory."""
         wanted = (frame.format.name, frame.height, frame.width, top, left, height, width)
         if wanted != self._cuts:
-            self._graph, self._cuts = library().filter.Graph(), wanted
+            self._graph, self._cuts = package().filter.Graph(), wanted
             size = {"width": frame.width, "height": frame.height}
             given = self._graph.add_buffer(format=frame.format, time_base=ANY, **size)
             crop = self._graph.add("crop", f"{width}:{height}:{left}:{top}")
@@ -282,7 +282,7 @@ def _streams(container: Any) -> str:
 
 def is_cut(path: Path) -> bool:
     """Whether the end of a file is missing: its index names bytes behind it, or it ends long before its header says."""
-    with library().open(str(path)) as container:
+    with package().open(str(path)) as container:
         stream = container.streams.video[0]
         if any(entry.pos + entry.size > container.size for entry in stream.index_entries):
             return True
@@ -290,5 +290,5 @@ def is_cut(path: Path) -> bool:
             return False
         start = container.start_time or 0
         last = max(((p.pts or 0) * p.time_base for p in container.demux() if p.size), default=0)
-        declared = container.duration / library().time_base
-        return float(last) - start / library().time_base < declared * (1 - CUT) - 1
+        declared = container.duration / package().time_base
+        return float(last) - start / package().time_base < declared * (1 - CUT) - 1

@@ -21,7 +21,7 @@ FAULTS = (RuntimeError, ValueError, OSError, IndexError)  # what torchcodec rais
 
 
 @cache
-def library() -> ModuleType:
+def package() -> ModuleType:
     """torchcodec, imported at the first use."""
     try:
         import torchcodec
@@ -38,7 +38,7 @@ class FileReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        decoders = library().decoders
+        decoders = package().decoders
         with closing(pyav.FileReader(path)) as listed:
             self.times, self.codec = listed.times, listed.codec
         try:

@@ -13,7 +13,7 @@ from torch import Tensor
 from jepa.errors import InputError
 from jepa.evaluation.diagnostics import Estimate, action_errors, estimate, random_plans
 from jepa.evaluation.report import FORMAT, Latency, check_same, grid, read_json, table, versions, write_json
-from jepa.schema import ActionSpec
+from jepa.schema import ActionSpec, plain
 
 SCORES = ("first", "plan", "sum")
 Values = list[Any]  # per pair: a number, None where there is none; or a number for each dimension
@@ -146,7 +146,7 @@ class ActionReport:
     def to_dict(self) -> dict[str, Any]:
         """Facts and what follows from them, ready for JSON."""
         estimates = {"policy": self.estimates()} | {name: self.estimates(name) for name in self.floors}
-        derived = {"pairs": self.pairs, "episodes": len(set(self.episode)), "estimates": _plain(estimates)}
+        derived = {"pairs": self.pairs, "episodes": len(set(self.episode)), "estimates": plain(estimates)}
         return {"format": FORMAT, **derived, **asdict(self)}
 
     def save(self, path: Path | str) -> None:
@@ -210,11 +210,3 @@ class ActionReport:
 def is_action_report(data: Mapping[str, Any]) -> bool:
     """Whether a report's JSON was written by :meth:`ActionReport.save`."""
     return "errors" in data
-
-
-def _plain(tree: Any) -> Any:
-    if isinstance(tree, Estimate):
-        return asdict(tree)
-    if isinstance(tree, dict):
-        return {name: _plain(part) for name, part in tree.items()}
-    return [_plain(part) for part in tree] if isinstance(tree, list) else tree

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jepa.errors import InputError
+from jepa.planning.sampling import better, winner
 from jepa.schema import Plan, Planner, Problem
 
 
@@ -71,10 +72,7 @@ class _Best:
         return cost
 
     def _remember(self, action: Tensor, cost: Tensor) -> None:
-        value, place = cost.min(dim=1)
-        chosen = action[torch.arange(len(action), device=action.device), place]
+        best, value = winner(action, cost)
         if self.action is not None and self.cost is not None:
-            better = value < self.cost
-            chosen = torch.where(better[:, None, None], chosen, self.action)
-            value = torch.where(better, value, self.cost)
-        self.action, self.cost = chosen, value
+            best, value = better(self.action, self.cost, best, value)
+        self.action, self.cost = best, value

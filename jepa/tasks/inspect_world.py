@@ -20,7 +20,7 @@ from jepa.evaluation.report import write_atomically
 from jepa.models.world import WorldModel
 from jepa.planning import CEM, CategoricalCEM, Cost, GoalLatent, check_members, check_specs
 from jepa.retrieval import FrameIndex
-from jepa.schema import Planner, Sample
+from jepa.schema import Planner, Sample, plain
 from jepa.tasks import world_checks as checks
 from jepa.tasks.inspect_video import table
 from jepa.tasks.judging import describe
@@ -157,7 +157,7 @@ def inspect_world(
     }
     boards = _boards(model, held, train, plans, shown)
     written = write_page(out, found, boards)
-    told = checks.plain(found)
+    told = plain(found)
     text = json.dumps(told, indent=1, allow_nan=False)
     write_atomically(out / "world.json", lambda file: file.write(text.encode()))
     return Inspection(told | {"written": {"numbers": str(out / "world.json"), "page": str(written)}})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -191,14 +191,3 @@ def actions(plans: Tensor, watch: Watch, held: HeldOut, seed: int) -> dict[str, 
         }
         for name, mine in told.items()
     }
-
-
-def plain(tree: Any) -> Any:
-    """Estimates as dicts, arrays as lists: ready for JSON."""
-    if isinstance(tree, (Estimate, Landscape)):
-        return plain(asdict(tree))
-    if isinstance(tree, dict):
-        return {key: plain(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [plain(value) for value in tree]
-    return tree.tolist() if isinstance(tree, np.ndarray) else tree

@@ -208,12 +208,12 @@ def test_a_missing_library_says_what_to_do(module, monkeypatch: pytest.MonkeyPat
         return real(wanted, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    module.library.cache_clear()
+    module.package.cache_clear()
     try:
         with pytest.raises(InputError, match=f"the decoder {name} does not load .*pip install .* or choose decoder"):
             open_video("a.mp4", name).__enter__()
     finally:
-        module.library.cache_clear()
+        module.package.cache_clear()
 
 
 def test_an_unknown_decoder() -> None:

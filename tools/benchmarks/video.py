@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from jepa.data.crops import Box, Pixels, cut, random_box
 from jepa.data.decoders import DECODERS, check_decoder, open_video
-from jepa.data.decord import library
+from jepa.data.decord import package
 from jepa.data.random import fold
 from jepa.data.video_clips import CROP, PIXELS, VideoClips, VideoSource
 from jepa.errors import InputError
@@ -148,7 +148,7 @@ def _decoded(source: VideoSource, size: int, repeats: int) -> dict[str, Any]:
     _check_frames(source.path, used, starts[0] + steps)
 
     def published(number: int) -> Tensor:
-        reader = library().VideoReader(source.path, num_threads=-1)
+        reader = package().VideoReader(source.path, num_threads=-1)
         pixels = reader.get_batch(starts[number] + steps).asnumpy()
         return published_transform(pixels, boxes[number], size, _mirrored(number))
 
@@ -159,7 +159,7 @@ def _decoded(source: VideoSource, size: int, repeats: int) -> dict[str, Any]:
 
 def _check_frames(path: str, decoder: str, frames: np.ndarray) -> None:
     """Both ways must decode the same frames. They convert colours by different versions of one library."""
-    theirs = library().VideoReader(path, num_threads=1).get_batch(frames).asnumpy().astype(np.int16)
+    theirs = package().VideoReader(path, num_threads=1).get_batch(frames).asnumpy().astype(np.int16)
     with open_video(path, decoder) as reader:
         difference = np.abs(reader.decode(frames) - theirs).mean()
     assert difference < 3, f"the decoders disagree by {difference:.1f} grey levels on {path}"
