@@ -211,6 +211,9 @@ def test_within_the_workers_of_a_loader() -> None:
     assert items.guard(many, 5)[2] == 5, "the child of the parent did not survive its copies"
     items.guard.close()
     del loader
+    end = time.monotonic() + 10  # of a busy machine, to let go of what the workers held
+    while state()[1] != before and time.monotonic() < end:
+        time.sleep(0.05)
     assert state()[1] == before
 
 
