@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from jepa.models.linear import Linear
+
 Rotate = Callable[[Tensor], Tensor]  # [...,B,heads,L,head] -> the same, rotated by position
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values [B,heads,L,head] -> [B,heads,L,head]
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values -> all that may be attended to
@@ -49,7 +51,7 @@ class FeedForward(nn.Sequential):
     """Linear, GELU, linear: ``[...,D]`` to ``[...,D]``."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        super().__init__(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
 
     @property
     def last(self) -> nn.Linear:
@@ -65,8 +67,8 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         hidden = 8 * -(-(2 * hidden // 3) // 8)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(width, hidden)
-        self.fc3 = nn.Linear(hidden, width)
+        self.fc1, self.fc2 = Linear(width, hidden), Linear(width, hidden)
+        self.fc3 = Linear(hidden, width)
 
     @property
     def last(self) -> nn.Linear:
@@ -89,8 +91,8 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(
         self,
@@ -167,7 +169,7 @@ class ModulatedBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
-        self.modulation = small(nn.Linear(width, 6 * width))
+        self.modulation = small(Linear(width, 6 * width))
         self.attn = Attention(width, heads)
         self.mlp = FeedForward(width, int(width * mlp_ratio))
 

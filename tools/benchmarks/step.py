@@ -38,7 +38,7 @@ GENERATORS = ((8, (0.15, 0.15)), (2, (0.7, 0.7)))  # of V-JEPA: blocks, and thei
 LIMIT = 1e-5  # of the difference of the losses, in float32
 CHECKED = 2  # steps whose losses are compared
 MOMENTUM = 0.998
-KERNELS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product_")  # what both ways leave to torch
+KERNELS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product_", "mkldnn::_linear")  # of torch
 LR, DECAY = 1e-4, 0.04
 
 Positions = Literal["rotary_interleaved", "rotary_tiled"]
