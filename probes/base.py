@@ -146,6 +146,12 @@ class Probe(nn.Module, ABC):
         """The loss ``[K]`` of each of the predictions ``[K,B,...]``."""
         return torch.vmap(lambda prediction: self.loss(prediction, y))(predictions)
 
+    def wrong(self, predictions: Tensor, y: Tensor) -> Tensor | None:
+        """Share ``[K]`` of wrong answers in each of the predictions ``[K,B,classes]``; None where an example is not
+        asked for one class."""
+        one = bool(self.classes) and y.ndim == 1
+        return (predictions.argmax(2) != y).float().mean(1) if one else None
+
     def footprint(self, z: Tensor) -> int:
         """Bytes, about, that one head keeps of one example of ``z [B,T,N,D]`` on the way to its gradient."""
         return 16 * z[0].numel()

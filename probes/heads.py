@@ -36,6 +36,30 @@ class Setting:
     weight_decay: float
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How K heads do on some examples, on the CPU."""
+
+    losses: Tensor  # [K]
+    wrong: Tensor | None  # [K] share of wrong answers, where an example is asked for one class
+
+    def ranked(self) -> list[int]:
+        """Numbers of the heads, the best first: of fewest wrong answers, and of these of the lowest loss.
+
+        A head that is certain of all it says has a high loss from few mistakes: by the loss alone, one that has learnt
+        little goes before it. NaN is the worst loss.
+        """
+        losses = self.losses.nan_to_num(float("inf"))
+        wrong = torch.zeros_like(losses) if self.wrong is None else self.wrong.masked_fill(losses.isinf(), 1)
+        return sorted(range(len(losses)), key=lambda number: (float(wrong[number]), float(losses[number])))
+
+    def told(self, number: int) -> dict[str, float | None]:
+        """For reports, of one head. None stands for what JSON has no number for."""
+        loss = self.losses[number]
+        found = {"held_out_loss": float(loss) if loss.isfinite() else None}
+        return found if self.wrong is None else found | {"held_out_accuracy": 1 - float(self.wrong[number])}
+
+
 class Heads:
     """K heads that begin as copies of one built probe: parameters ``{name: [K,...]}`` and an optimiser for all.
 
@@ -106,15 +130,19 @@ class Heads:
             value.mul_(shrink.view(-1, *[1] * (value.ndim - 1)))
 
     @torch.no_grad()
-    def evaluate(self, examples: Examples) -> Tensor:
-        """The mean loss ``[K]`` of every head over all examples, on the CPU."""
+    def evaluate(self, examples: Examples) -> Standing:
+        """Means over all examples."""
         self.probe.eval()
-        total = torch.zeros(len(self), dtype=torch.float64)
+        losses, missed = torch.zeros(2, len(self), dtype=torch.float64)
         for z, y in self._pieces(examples, torch.arange(len(examples))):
             for place in self._parts(z):
                 own = {name: value[place] for name, value in self.weights.items()}
-                total[place] += self.probe.losses(self.probe.together(own, z), y).double().cpu() * len(y)
-        return (total / len(examples)).float()
+                predictions, share = self.probe.together(own, z), len(y) / len(examples)
+                losses[place] += self.probe.losses(predictions, y).double().cpu() * share
+                wrong = self.probe.wrong(predictions, y)
+                if wrong is not None:
+                    missed[place] += wrong.double().cpu() * share
+        return Standing(losses.float(), None if wrong is None else missed.float())
 
     def head(self, number: int) -> Probe:
         """One head as a plain probe, on the CPU."""

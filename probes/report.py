@@ -19,7 +19,7 @@ from probes.protocol import Fitted
 from probes.saved import REPORT, WEIGHTS
 from probes.score import Scored
 
-RULE = "lowest loss on held-out training episodes"
+RULE = "best on held-out training episodes"
 PUBLISHED = "maximum over heads on the test split, as published (flatters)"
 ROW, FIGURE = "row.md", "figure.svg"
 
@@ -40,7 +40,7 @@ class ProbeReport(dict[str, Any]):
             lines.append(f"  class mean {mean:.3f}, most common class {common:.3f}")
         if self["published"] is not None:
             selected, published = (self[name]["score"] for name in ("selected", "published"))
-            lines.append(f"  head of {RULE}: {selected:.3f}")
+            lines.append(f"  head that is {RULE}: {selected:.3f}")
             lines.append(f"  {PUBLISHED}: {published:.3f}")
         return "\n".join([*lines, *map(self._part, self["curve"])])
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from jepa.errors import InputError, check_choice
 from probes.base import Probe
 from probes.cache import Examples, batches, hold_out
-from probes.heads import Heads, Setting, quiet
+from probes.heads import Heads, Setting, Standing, quiet
 
 Accelerator = Literal["cpu", "gpu", "auto"]
 
@@ -28,12 +28,12 @@ RESIDENT = 2**29  # bytes of latents that stay in memory between the epochs; mor
 
 @dataclass(frozen=True)
 class Swept:
-    """The heads of a sweep, and the one that was chosen by its loss on held-out training episodes."""
+    """The heads of a sweep, and the one that was the best on held-out training episodes."""
 
     probe: Probe  # the chosen head
-    chosen: dict[str, Any]  # its lr, weight_decay and held_out_loss; heads: how many began; dropped: by halving
+    chosen: dict[str, Any]  # its lr, weight_decay and Standing.told; heads: how many began; dropped: by halving
     heads: list[Probe]  # all that were trained to the end
-    settings: list[dict[str, Any]]  # lr, weight_decay and held_out_loss of each of these
+    settings: list[dict[str, Any]]  # the same of each of these
 
 
 @torch.no_grad()
@@ -61,12 +61,12 @@ def sweep(
 
     All heads begin with the same weights, those that ``probe.build`` draws, and see the same batches. AdamW, or what
     the probe names, without warm-up; the learning rates follow a cosine to zero, step by step. A tenth of the training
-    episodes is held out, and the head of the lowest loss there is chosen; the published protocols take the best on the
-    data that they report on, which flatters.
+    episodes is held out, and the best head there is chosen (see :class:`probes.heads.Standing`); the published
+    protocols take the best on the data that they report on, which flatters.
 
     Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943) with factor h: training falls into R parts of
-    equal length, R the least number with h^R >= heads, and after each but the last the heads are ranked by held-out
-    loss and the best 1/h of them, rounded up, go on. These do not notice: their order of batches, schedule and
+    equal length, R the least number with h^R >= heads, and after each but the last the heads are ranked on what is
+    held out and the best 1/h of them, rounded up, go on. These do not notice: their order of batches, schedule and
     optimiser go on as without the others.
 
     Args:
@@ -88,9 +88,9 @@ def sweep(
     probe.build(part[np.sort(some)][0], part.y)
     heads = Heads(probe, settings, device)
     cuts = _cuts(len(heads), epochs, halving)
-    losses, dropped = _train(heads, part.whole(RESIDENT), held, epochs, batch, seed, cuts)
-    number = _best(losses)
-    found = [asdict(setting) | {"held_out_loss": float(loss)} for setting, loss in zip(heads.settings, losses)]
+    standing, dropped = _train(heads, part.whole(RESIDENT), held, epochs, batch, seed, cuts)
+    number = _best(standing)
+    found = [asdict(setting) | standing.told(place) for place, setting in enumerate(heads.settings)]
     chosen = {**found[number], "heads": len(settings), "dropped": dropped}
     plain = [heads.head(number) for number in range(len(heads))]
     return Swept(plain[number], chosen, plain, found)
@@ -98,8 +98,8 @@ def sweep(
 
 def _train(
     heads: Heads, part: Examples, held: Examples, epochs: int, batch: int, seed: int, cuts: dict[int, int]
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Train on ``part``; the losses ``[K]`` of the heads on what is held, at the end, and which heads were dropped."""
+) -> tuple[Standing, list[dict[str, Any]]]:
+    """Train on ``part``; how the heads do on what is held, at the end, and which heads were dropped."""
     order = torch.Generator().manual_seed(seed)
     steps = itertools.count()
     total = epochs * math.ceil(len(part) / batch)
@@ -129,27 +129,21 @@ def _cuts(count: int, epochs: int, halving: int | None) -> dict[int, int]:
     return {epoch: count for epoch, count in cuts.items() if 0 < epoch < epochs}
 
 
-def _cut(heads: Heads, losses: Tensor, count: int, epoch: int) -> list[dict[str, Any]]:
-    """Go on with the best heads; what is said about the others. NaN is the worst loss."""
-    order = losses.nan_to_num(float("inf")).argsort(stable=True).tolist()
+def _cut(heads: Heads, standing: Standing, count: int, epoch: int) -> list[dict[str, Any]]:
+    """Go on with the best heads; what is said about the others."""
+    order = standing.ranked()
     found = [
-        asdict(heads.settings[number]) | {"epoch": epoch, "held_out_loss": _number(losses[number])}
-        for number in sorted(order[count:])
+        asdict(heads.settings[number]) | {"epoch": epoch} | standing.told(number) for number in sorted(order[count:])
     ]
     heads.keep(sorted(order[:count]))
     return found
 
 
-def _number(loss: Tensor) -> float | None:
-    """None stands for what JSON has no number for."""
-    return float(loss) if loss.isfinite() else None
-
-
-def _best(losses: Tensor) -> int:
-    """Number of the head of lowest held-out loss."""
-    if not losses.isfinite().any():
+def _best(standing: Standing) -> int:
+    """Number of the best head."""
+    if not standing.losses.isfinite().any():
         raise InputError("no head has a finite held-out loss: lower lr")
-    return int(losses.nan_to_num(float("inf")).argmin())
+    return standing.ranked()[0]
 
 
 def check_training(

@@ -66,7 +66,7 @@ def test_the_text_names_what_flatters():
     published = {"score": 0.93, "rule": report_module.PUBLISHED}
     told = str(made(selected={"score": 0.9, "rule": report_module.RULE}, published=published)).splitlines()
     assert told[0] == "LinearProbe of x,y: r2 0.900 [0.800, 0.950] on 50 test episodes, 3 seeds"
-    assert "  head of lowest loss on held-out training episodes: 0.900" in told
+    assert "  head that is best on held-out training episodes: 0.900" in told
     assert "  maximum over heads on the test split, as published (flatters): 0.930" in told
     assert told[-1].startswith("  100 % of the labels (9 episodes): 0.900 [0.800, 0.950], untrained 0.400")
 

@@ -11,7 +11,7 @@ from jepa.errors import InputError
 from probes import heads as heads_module
 from probes.attentive import AttentiveProbe
 from probes.cache import Examples
-from probes.heads import Heads, Setting, quiet
+from probes.heads import Heads, Setting, Standing, quiet
 from probes.linear_sgd import LinearSGDProbe
 from probes.policy import GoalCloning
 from probes.training import _cuts, predict, sweep
@@ -154,7 +154,7 @@ def test_a_diverged_head_changes_nothing_in_the_others(built, value):
     for number in (0, 1):
         mine, theirs = sick.head(number + 1).state_dict(), healthy.head(number).state_dict()
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
-    held = sick.evaluate(examples)
+    held = sick.evaluate(examples).losses
     assert held[1:].isfinite().all() and (value == 1e30 or not held[0].isfinite())
 
 
@@ -183,9 +183,9 @@ def test_all_heads_begin_alike(built):
 def test_the_evaluation_is_the_mean_loss(built, monkeypatch):
     probe, examples = built
     with quiet():
-        whole = Heads(probe, SETTINGS[:2]).evaluate(examples)
+        whole = Heads(probe, SETTINGS[:2]).evaluate(examples).losses
         monkeypatch.setattr(heads_module, "WORK", 2**12)
-        pieces = Heads(probe, SETTINGS[:2]).evaluate(examples)
+        pieces = Heads(probe, SETTINGS[:2]).evaluate(examples).losses
     expected = probe.loss(probe(examples[:][0]), examples.y).detach()
     torch.testing.assert_close(whole, expected.expand(2), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
@@ -202,7 +202,7 @@ def test_dropout_and_frozen_parameters():
     losses = heads.step(examples, torch.arange(40), 1.0)
     assert len(losses.unique()) == len(SETTINGS)
     heads = Heads(probe, SETTINGS)
-    assert len(heads.evaluate(examples).unique()) == 1
+    assert len(heads.evaluate(examples).losses.unique()) == 1
     assert torch.equal(next(iter(heads.head(0).head.parameters())), frozen)
 
 
@@ -242,6 +242,28 @@ def test_the_head_of_the_lowest_held_out_loss_is_chosen():
     assert found.probe is found.heads[1] and not found.probe.training
     guess, y = predict(found.probe, made())
     assert (guess - y).square().mean() < 0.05 * y.var()
+
+
+def test_a_certain_head_with_few_mistakes_goes_before_a_timid_one_with_many():
+    nan = float("nan")
+    standing = Standing(torch.tensor([1.2, 4.0, nan, 3.0]), torch.tensor([0.6, 0.2, 0.1, 0.2]))
+    assert standing.ranked() == [3, 1, 0, 2]  # of equal shares the lower loss; NaN last, whatever it answers
+    assert standing.told(1) == {"held_out_loss": 4.0, "held_out_accuracy": pytest.approx(0.8)}
+    assert standing.told(2)["held_out_loss"] is None
+    values = Standing(torch.tensor([1.2, 0.4, nan]), None)
+    assert values.ranked() == [1, 0, 2] and values.told(0) == {"held_out_loss": pytest.approx(1.2)}
+
+
+def test_wrong_answers_are_counted_over_all_pieces(monkeypatch):
+    examples, probe = made(3), AttentiveProbe(heads=2, classes=3)
+    torch.manual_seed(0)
+    probe.build(*examples[:])
+    monkeypatch.setattr(heads_module, "WORK", 2**12)
+    with quiet():
+        found = Heads(probe, SETTINGS[:2]).evaluate(examples).wrong
+    expected = (probe(examples[:][0]).argmax(1) != examples.y).float().mean()
+    assert 0 < expected < 1
+    torch.testing.assert_close(found, expected.expand(2))
 
 
 def test_classes_are_learned_by_sgd():
