@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from jepa.errors import InputError
+from jepa.files import replacing
 
 FORMAT, VERSION = "jepa-frames", 1
 SEED = 0  # of the clustering, so that an index is a function of its frames, and codebooks of what they learn from
@@ -81,14 +81,8 @@ class FrameIndex:
         path = Path(path)
         settings = {"tokens": self.tokens, "exact": self.exact, "searched": self.searched}
         meta = json.dumps({"format": FORMAT, "version": VERSION, **settings})
-        partial = path.with_name(f"{path.name}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, meta=np.array(meta), frames=self._frames, index=faiss.serialize_index(self._index))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez(file, meta=np.array(meta), frames=self._frames, index=faiss.serialize_index(self._index))
 
     @classmethod
     def load(cls, path: Path) -> FrameIndex:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.errors import InputError
-from jepa.evaluation.report import write_atomically
+from jepa.files import write_atomically
 from jepa.metrics import Moments, effective_ranks, linear_cka, spectrum, squared_norms
 from jepa.tasks.inspect_video import table
 from probes.cache import FeatureCache

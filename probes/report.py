@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from jepa.errors import InputError
+from jepa.files import replacing
 from probes import score
 from probes.base import Probe
 from probes.figure import figure
@@ -147,16 +149,11 @@ def check_writable(out: Path) -> None:
 def write(out: Path, fitted: Probe, report: ProbeReport) -> None:
     """``probe.safetensors``, ``report.json``, ``row.md`` and ``figure.svg``: all of them, or what was there before."""
     texts = {REPORT: json.dumps(report, indent=1, allow_nan=False), ROW: report.row, FIGURE: figure(report)}
-    partial = {name: out / f"{name}.partial" for name in (WEIGHTS, *texts)}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in fitted.state_dict().items()}, partial[WEIGHTS])
-        for name, text in texts.items():
-            partial[name].write_text(text, encoding="utf-8")
-        for name, path in partial.items():
-            os.replace(path, out / name)
+        with ExitStack() as stack:  # nothing is replaced before all are written
+            partial = {name: stack.enter_context(replacing(out / name)) for name in (WEIGHTS, *texts)}
+            save_file({name: value.contiguous() for name, value in fitted.state_dict().items()}, partial[WEIGHTS])
+            for name, text in texts.items():
+                partial[name].write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write the report to {out} ({error.strerror}): give another --out") from error
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ LIBRARY = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tools"]
 STAIRCASE = (
     ("jepa", "errors"),  # "jepa" is the version
     ("schema",),
-    ("axes", "masks", "metrics", "optim", "svg", "testing"),
+    ("axes", "files", "masks", "metrics", "optim", "svg", "testing"),
     ("models", "objectives", "data", "envs", "planning", "retrieval", "imagination", "evaluation"),
     ("checkpoints",),
     ("runtime",),

@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from jepa.errors import InputError
-from jepa.evaluation.report import write_atomically
+from jepa.files import write_atomically
 from jepa.masks import COLLATIONS, Blocks, Grid, MaskGenerator, Masks, MultiBlock
 from tools.density_picture import Cell, Row, picture
 

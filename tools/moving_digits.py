@@ -37,7 +37,7 @@ from jepa.tasks.inspect_video import inspect_video
 
 DIRECTIONS = 8
 SPEEDS = (1.0, 2.0, 3.0)  # pixels a frame
-GROUND, NOISE = 64, 20.0  # grey levels: of the ground, and the standard deviation of the noise
+GROUND, NOISE = 64, 50.0  # grey levels: of the ground, and the standard deviation of the noise
 LABELS = ("direction", "speed", "digit")
 TEST_SHARE = 0.2  # of the digits of every class
 CELL = 2  # pixels, in height and in width, that share a label in a map

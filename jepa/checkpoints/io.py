@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 
 from jepa.errors import DISK_FULL, InputError
+from jepa.files import replacing
 
 
 @contextmanager
@@ -22,17 +23,13 @@ def whole(path: Path, advice: str) -> Iterator[Path]:
     Raises:
         InputError: there is no room; it ends with the advice.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield partial
-        partial.replace(path)
+        with replacing(path) as partial:
+            yield partial
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _disk_is_full(error):
             raise
         raise InputError(f"no room to write the checkpoint {path} ({error.__class__.__name__}): {advice}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save(content: Any, path: Path) -> None:

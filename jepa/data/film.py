@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from jepa.data.pyav import package
+from jepa.files import replacing
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float = 12.0, quality: int = 18, keyframes: int = 8) -> None:
@@ -24,17 +24,12 @@ def write_video(path: Path, frames: np.ndarray, fps: float = 12.0, quality: int 
     av = package()
     count, height, width, channels = frames.shape
     assert frames.dtype == np.uint8 and channels == 3 and count and not height % 2 and not width % 2, frames.shape
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
-    try:
-        with av.open(str(partial), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.codec_context.thread_count = 1
-            stream.codec_context.gop_size = keyframes
-            stream.options = {"crf": str(quality), "preset": "veryfast"}
-            for picture in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-            container.mux(stream.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, av.open(str(partial), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.gop_size = keyframes
+        stream.options = {"crf": str(quality), "preset": "veryfast"}
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode())

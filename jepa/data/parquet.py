@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jepa.errors import InputError
+from jepa.files import replacing
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]], about: str) -> None:
@@ -24,15 +24,8 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]], about: str) ->
     """
     table = pa.table({name: _written(values) for name, values in columns.items()})
     table = table.replace_schema_metadata({"jepa": about})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, lasting=True) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def read_table(path: Path, about: str) -> dict[str, np.ndarray | list[str]]:

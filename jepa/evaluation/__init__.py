@@ -2,13 +2,12 @@
 
 from jepa.evaluation.evaluate import Trajectories, evaluate, latency
 from jepa.evaluation.floors import IdlePolicy, RandomPolicy
+from jepa.evaluation.pairs import episode_pairs, recorded_pairs
 from jepa.evaluation.protocols import (
     PROTOCOLS,
     EvaluationProtocol,
     RecordedProtocol,
-    episode_pairs,
     find_protocol,
-    recorded_pairs,
 )
 from jepa.evaluation.recorded import ActionReport
 from jepa.evaluation.report import Comparison, Report, compare, table

@@ -18,7 +18,8 @@ from torch import Tensor
 from jepa.errors import InputError
 from jepa.evaluation.floors import IdlePolicy, RandomPolicy
 from jepa.evaluation.protocols import EvaluationProtocol
-from jepa.evaluation.report import Latency, Report, write_atomically
+from jepa.evaluation.report import Latency, Report
+from jepa.files import write_atomically
 from jepa.schema import Policy, Sample, Task
 
 log = logging.getLogger(__name__)

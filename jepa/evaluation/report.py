@@ -6,10 +6,10 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch
 import jepa
 from jepa.errors import InputError
 from jepa.evaluation.statistics import bootstrap, mcnemar, paired_difference, wilson
+from jepa.files import write_atomically
 
 FORMAT = 1
 
@@ -276,9 +277,7 @@ def compare(a: Report, b: Report) -> Comparison:
     outcomes = Counter((i >= 0, j >= 0) for i, j in zip(a.steps, b.steps))
     only_a, only_b = outcomes[True, False], outcomes[False, True]
     difference, low, high = paired_difference(outcomes[True, True], only_a, only_b, outcomes[False, False])
-    return Comparison(
-        a.policy, b.policy, a.pairs, only_a, only_b, difference, (low, high), mcnemar(only_a, only_b)
-    )
+    return Comparison(a.policy, b.policy, a.pairs, only_a, only_b, difference, (low, high), mcnemar(only_a, only_b))
 
 
 def write_json(data: Mapping[str, Any], path: Path | str) -> None:
@@ -296,21 +295,6 @@ def read_json(path: Path | str) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{path} is not a report of format {FORMAT}; write it again with `jepa plan`")
     return data
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write to a temporary name in the same folder and rename; whatever fails leaves no file behind."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                write(file)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; free space or name another folder") from error
 
 
 def _number(value: float | None, form: str) -> str:

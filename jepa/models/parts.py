@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from jepa.errors import InputError
+from jepa.files import replacing
 from jepa.models.weights import fill
 
 _KEY = "jepa"
@@ -30,11 +30,10 @@ def save_part(part: nn.Module, path: Path | str, options: dict[str, Any]) -> Non
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is to hold weights; give it a name that ends in .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     meta = {_KEY: json.dumps({"part": type(part).__name__, "options": options})}
-    save_file({name: value.detach().cpu().contiguous() for name, value in part.state_dict().items()}, partial, meta)
-    os.replace(partial, path)
+    weights = {name: value.detach().cpu().contiguous() for name, value in part.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(weights, partial, meta)
 
 
 def load_part(path: Path | str, kind: str, build: Callable[[dict[str, Any]], Part]) -> Part:

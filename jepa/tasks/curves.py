@@ -11,6 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from jepa.files import replacing
+
 
 class Curves(Logger):
     """Writes ``folder/metrics.csv``: a row per step and set of metrics, empty where a metric was not logged.
@@ -70,16 +72,10 @@ class Curves(Logger):
 
     def _rewrite(self) -> None:
         self._columns = ["step", *sorted({name for row in self._rows.values() for name in row} - {"step"})]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.part")
-        try:
-            with partial.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(self._rows.values())
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows.values())
 
     def _earlier(self) -> list[dict[str, float]]:
         """The rows of the file; a line that a kill cut off is dropped."""

@@ -16,7 +16,7 @@ from jepa.data.clips import Clips, split
 from jepa.data.hdf5 import Hdf5Episodes
 from jepa.errors import InputError
 from jepa.evaluation.diagnostics import chance
-from jepa.evaluation.report import write_atomically
+from jepa.files import write_atomically
 from jepa.models.world import WorldModel
 from jepa.planning import CEM, CategoricalCEM, Cost, GoalLatent, check_members, check_specs
 from jepa.retrieval import FrameIndex

@@ -11,7 +11,7 @@ from typing import Any
 
 from jepa.evaluation.diagnostics import Estimate
 from jepa.evaluation.diagnostics_figures import landscapes_figure, lines_figure
-from jepa.evaluation.report import write_atomically
+from jepa.files import write_atomically
 from jepa.tasks.storyboards import Board, sheet
 
 STYLE = """

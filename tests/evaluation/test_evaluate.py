@@ -268,7 +268,7 @@ def test_a_broken_report_is_refused_in_one_line(tmp_path, text):
 
 
 def test_a_failed_write_leaves_nothing_and_spares_the_old_file(tmp_path):
-    from jepa.evaluation.report import write_atomically
+    from jepa.files import write_atomically
 
     path = tmp_path / "report.json"
     path.write_text("old")
@@ -284,7 +284,7 @@ def test_a_failed_write_leaves_nothing_and_spares_the_old_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["file/report.json", "file/deep/report.json", "folder"])
 def test_a_place_where_no_file_can_be_is_told_in_one_line(tmp_path, name):
-    from jepa.evaluation.report import write_atomically
+    from jepa.files import write_atomically
 
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder").mkdir()

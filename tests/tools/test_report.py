@@ -212,7 +212,7 @@ def test_a_failed_write_keeps_the_old_report_and_nothing_partial(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tools.report.write.os.replace", full)
+    monkeypatch.setattr("jepa.files.os.replace", full)
     with pytest.raises(InputError, match="cannot write the report to .*No space left on device"):
         write_report(made_report("other"), Figures(), tmp_path)
     assert (tmp_path / "report.json").read_bytes() == before

@@ -15,7 +15,7 @@ from jepa.checkpoints import load
 from jepa.envs import make
 from jepa.errors import InputError, check_choice
 from jepa.evaluation import Report, evaluate, find_protocol
-from jepa.evaluation.report import write_atomically
+from jepa.files import write_atomically
 from jepa.models.world import WorldModel
 from jepa.planning import (
     CEM,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import jepa
-from jepa.evaluation.report import write_atomically
+from jepa.files import write_atomically
 
 WARMUP = 1  # calls of each way before anything is measured
 RESAMPLES = 2000

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jepa.errors import InputError
+from jepa.files import replacing
 from tools.report.content import Figures, Report
 from tools.report.headline import Headline
 from tools.report.page import page
@@ -30,9 +29,9 @@ def write_report(report: Report, figures: Figures, out: Path) -> Path:
     numbers = json.dumps(as_json(report, figures), indent=1, allow_nan=False, ensure_ascii=False)
     document = page(report, figures)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        _replace(out / "report.json", numbers + "\n")
-        _replace(out / "report.html", document)
+        for name, text in {"report.json": numbers + "\n", "report.html": document}.items():
+            with replacing(out / name) as partial:
+                partial.write_text(text, encoding="utf-8")
     except OSError as error:
         advice = "free space or name another folder"
         raise InputError(f"cannot write the report to {out}: {error.strerror}; {advice}") from error
@@ -63,16 +62,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return _plain(np.asarray(value).tolist())
-
-
-def _replace(path: Path, text: str) -> None:
-    """Through a temporary file beside it; nothing partial stays."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
