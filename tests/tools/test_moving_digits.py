@@ -65,13 +65,14 @@ def test_without_the_digits_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_maps_tell_where_the_digit_is(number):
-    """The strokes, which are bright beyond the noise, lie within half a cell; the box is no larger than a digit."""
+def test_maps_tell_where_the_digit_is(number, monkeypatch):
+    """The strokes, seen without the noise, lie within half a cell; the box is no larger than a digit."""
+    monkeypatch.setattr(moving_digits, "NOISE", 0.0)
     clip = Clip(0, "train", number)
     frames, labels = compose(clip)
     where = locate(clip).repeat(2, 1).repeat(2, 2).astype(bool)
     assert where.shape == frames.shape and set(np.unique(locate(clip, "digit"))) == {0, labels["digit"] + 1}
-    bright = frames > 64 + 5 * 20
+    bright = frames > 164
     near = np.any([np.roll(where, (down, right), (1, 2)) for down in (-1, 0, 1) for right in (-1, 0, 1)], axis=0)
     assert (bright & where).any((1, 2)).all() and (bright & ~near).sum() <= 0.002 * bright.sum()
     assert 0.01 < where.mean() < 22**2 / 64**2
