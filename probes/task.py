@@ -59,7 +59,7 @@ def probe(
         batch: examples of a batch.
         lr: peak learning rates to try.
         weight_decay: weight decays to try.
-        halving: factor by which the heads become fewer, in steps, by their held-out loss (successive halving); null
+        halving: factor by which the heads become fewer, in steps, by what is held out (successive halving); null
             trains all of them to the end.
         reach: how far goals may lie, in model steps (probes that read a goal).
         segments: of several clips of a video: each is an example of its own; or joint, where a probe reads all segments

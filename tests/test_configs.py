@@ -25,7 +25,7 @@ CLIPS = ("anticipation", "dense")  # need further labels of clips: tests/probes/
 SMALL_PLANNER = {"candidates": 8, "elites": 6, "iterations": 1, "first_iterations": 1}  # where a planner has them
 SMALL_PLANNER |= {"simulations": 2, "first_simulations": 2, "sync_steps": 1}
 SMALL_PLAN = ("--pairs=2", "--decisions=1", "--device=cpu")
-SMALL_PROBE = ("--epochs=1", "--lr=[0.001]", "--accelerator=cpu", "--reach=2")
+SMALL_PROBE = ("--epochs=1", "--lr=[0.001]", "--accelerator=cpu", "--reach=2", "--labelled=1")
 
 
 def found(*folders: str) -> list[Path]:
