@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import multiprocessing
 import os
 import sys
@@ -54,6 +55,7 @@ class Clip:
     number: int
     size: int = 64  # pixels
     frames: int = 16
+    noise: float = NOISE  # grey levels
 
 
 @lru_cache(maxsize=1)
@@ -84,7 +86,7 @@ def compose(clip: Clip) -> tuple[np.ndarray, dict[str, int]]:
     random = np.random.default_rng((clip.seed, clip.split == "test", clip.number))
     chosen, places, labels = _scene(clip, random)
     frames = np.stack([_stamp(digits()[0][chosen], clip.size, place) for place in places])
-    frames += random.normal(0, NOISE, frames.shape)
+    frames += random.normal(0, clip.noise, frames.shape)
     return frames.round().clip(0, 255).astype(np.uint8), labels
 
 
@@ -135,7 +137,9 @@ def _write(job: tuple[Clip, Path, str | None]) -> dict[str, int]:
     return labels
 
 
-def write_split(out: Path, split: str, count: int, seed: int, workers: int, maps: str | None = None) -> None:
+def write_split(
+    out: Path, split: str, count: int, seed: int, workers: int, maps: str | None = None, noise: float = NOISE
+) -> None:
     """The files 00000.mp4, ... of one split, labels.csv and index.parquet; and the maps of a kind.
 
     Raises:
@@ -145,7 +149,7 @@ def write_split(out: Path, split: str, count: int, seed: int, workers: int, maps
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.mp4")):
         raise InputError(f"{folder} holds clips already; remove it, or give another --out")
-    jobs = [(Clip(seed, split, number), folder / f"{number:05d}.mp4", maps) for number in range(count)]
+    jobs = [(Clip(seed, split, number, noise=noise), folder / f"{number:05d}.mp4", maps) for number in range(count)]
     # spawned, not forked: this process may hold threads
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         labels = list(track(pool.map(_write, jobs, chunksize=32), description=f"{split} clips", total=count))
@@ -163,14 +167,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--train", type=int, default=6000, help="training clips")
     parser.add_argument("--test", type=int, default=1000, help="test clips")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--noise", type=float, default=NOISE, help="its standard deviation in grey levels")
     parser.add_argument("--maps", choices=MAPS, help="beside each clip, a map of where its digit is, or of which it is")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args(arguments)
     try:
         if min(options.train, options.test, options.workers) < 1:
             raise InputError("--train, --test and --workers expect 1 or more; raise the one that is less")
-        write_split(options.out, "train", options.train, options.seed, options.workers, options.maps)
-        write_split(options.out, "test", options.test, options.seed, options.workers, options.maps)
+        if not 0 <= options.noise < math.inf:
+            raise InputError(f"--noise {options.noise}: expected grey levels of 0 or more; give for example {NOISE}")
+        common = (options.seed, options.workers, options.maps, options.noise)
+        write_split(options.out, "train", options.train, *common)
+        write_split(options.out, "test", options.test, *common)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]], about: str) ->
     """Write columns of one length, under a temporary name that becomes ``path`` when all is on the disk.
 
     Args:
-        path: The file; its folder must exist.
+        path: The file; its folder is made.
         columns: Name -> array of numbers or booleans, or strings.
         about: What the table is, and its version: :func:`read_table` asks for it.
     """

@@ -1,7 +1,7 @@
 """The linear layer of the transformers: on a CPU, large products in float32 go to oneDNN.
 
-torch hands products in float32 to MKL, which reaches 4 to 12 % less on the AMD processor that
-``python -m tools.benchmark step`` was measured on. The numbers are those of ``F.linear``, added up in another order.
+torch hands products in float32 to MKL, which was the slower of the two on an AMD processor
+(``python -m tools.benchmark step``). The numbers are those of ``F.linear``, added up in another order.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
@@ -30,7 +30,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
     return x.numel() * len(weight) >= LARGE
 
 
-@torch.library.custom_op("jepa::linear", mutates_args=())
+@library.custom_op("jepa::linear", mutates_args=())
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x [...,inputs]`` times ``weight [outputs,inputs]`` transposed, plus ``bias [outputs]``; float32 on a CPU.
 

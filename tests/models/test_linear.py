@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import library
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,8 +49,8 @@ def test_values_and_gradients_are_those_of_a_plain_layer(all_sizes: None, bias: 
 
 def test_the_operator_keeps_the_rules_of_operators() -> None:
     x, weight = torch.randn(3, 5, 8, requires_grad=True), torch.randn(4, 8, requires_grad=True)
-    torch.library.opcheck(linear, (x, weight, torch.randn(4, requires_grad=True)))
-    torch.library.opcheck(linear, (x, torch.randn(8, 4).t().requires_grad_(), None))
+    library.opcheck(linear, (x, weight, torch.randn(4, requires_grad=True)))
+    library.opcheck(linear, (x, torch.randn(8, 4).t().requires_grad_(), None))
 
 
 def test_heads_of_their_own_weights_go_together(all_sizes: None) -> None:

@@ -35,6 +35,11 @@ def test_a_clip_is_a_function_of_seed_split_and_number():
     assert all(not np.array_equal(frames[0], other) for other in frames[1:])
 
 
+def test_noise_has_the_spread_that_was_asked_for_and_moves_nothing():
+    (still, labels), (noisy, same) = (compose(Clip(0, "train", 2, noise=noise)) for noise in (0.0, 10.0))
+    assert labels == same and abs(np.std(noisy[still == 64].astype(float)) - 10) < 0.2
+
+
 def test_digits_of_test_clips_are_not_in_training_clips():
     train, test = members("train"), members("test")
     assert not set(train) & set(test) and len(train) + len(test) == len(digits()[1])
@@ -53,6 +58,7 @@ def test_the_tool_writes_films_and_an_index_with_labels(tmp_path, capsys):
     assert read.shape == frames.shape and np.abs(read - frames).mean() < 8
     assert np.array_equal(np.load(tmp_path / "train" / "00002.npy"), locate(Clip(0, "train", 2), "digit"))
     assert main([f"--out={tmp_path}", "--train=0"]) == 2 and "--train" in capsys.readouterr().err
+    assert main([f"--out={tmp_path}", "--noise=-1"]) == 2 and "--noise" in capsys.readouterr().err
     assert main([f"--out={tmp_path}", "--seed=1"]) == 2 and "holds clips already" in capsys.readouterr().err
 
 
@@ -65,10 +71,9 @@ def test_without_the_digits_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_maps_tell_where_the_digit_is(number, monkeypatch):
+def test_maps_tell_where_the_digit_is(number):
     """The strokes, seen without the noise, lie within half a cell; the box is no larger than a digit."""
-    monkeypatch.setattr(moving_digits, "NOISE", 0.0)
-    clip = Clip(0, "train", number)
+    clip = Clip(0, "train", number, noise=0.0)
     frames, labels = compose(clip)
     where = locate(clip).repeat(2, 1).repeat(2, 2).astype(bool)
     assert where.shape == frames.shape and set(np.unique(locate(clip, "digit"))) == {0, labels["digit"] + 1}
