@@ -157,6 +157,21 @@ def test_transforms_and_masks_are_measured(tmp_path):
     assert set(json.loads(out.read_text())["seconds"]) == {"random_subset", "packed", "legacy"}
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("way", ["step", "transforms", "decode"])
+def test_memory_is_kept_where_that_is_asked_for(way, kept, film, tmp_path, monkeypatch):
+    asked, out = [], tmp_path / "result.json"
+    monkeypatch.setattr(measure, "keep_memory", lambda: asked.append(True))
+    monkeypatch.setattr(measure, "PRODUCT", {"cpu": 128})
+    given = {
+        "step": SMALL,
+        "transforms": ("--height=48", "--width=64", "--size=32", "--repeats=2"),
+        "decode": (f"--file={film}", "--frames=4", "--size=32", "--repeats=2", "--decoders=[pyav]"),
+    }
+    assert main([way, *given[way], f"--out={out}", *["--kept=true"] * kept]) == 0
+    assert json.loads(out.read_text())["kept"] is kept and len(asked) == kept
+
+
 def test_the_real_clip_is_one():
     with open_video(real_clip(), "pyav") as reader:
         assert (reader.height, reader.width) == (720, 1280) and len(reader.times) > 64

@@ -21,6 +21,7 @@ import torch
 
 import jepa
 from jepa.files import write_atomically
+from jepa.runtime import keep_memory
 
 WARMUP = 1  # calls of each way before anything is measured
 RESAMPLES = 2000
@@ -100,6 +101,13 @@ def matrix_product(device: str, dtype: torch.dtype, repeats: int = 9) -> float:
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = [clock(partial(torch.mm, a, b), device)[0] for _ in range(repeats)]
     return 2 * size**3 / min(seconds)
+
+
+def allocate(kept: bool) -> None:
+    """From here on, whoever runs in this process keeps freed memory, or not; there is no way back. By default glibc
+    hands large freed tensors back to the kernel, and a way that makes many of them waits for new pages."""
+    if kept:
+        keep_memory()
 
 
 @contextmanager

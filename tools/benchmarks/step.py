@@ -185,6 +185,7 @@ def step(
     device: str = "cpu",
     bfloat16: bool = False,
     compile: bool = True,
+    kept: bool = False,
     out: Path | None = None,
 ) -> str:
     """Compare training steps: forward, backward, AdamW and the average of the weights, under 8 + 2 block masks.
@@ -200,6 +201,7 @@ def step(
         device: cpu or cuda
         bfloat16: compute matrix products in bfloat16 (autocast); the losses are then reported, not checked
         compile: measure our model compiled with torch.compile too, as `--model.compile=inductor` of a fit does it
+        kept: both ways keep freed memory, as every command of jepa does
         out: a JSON file to write
     """
     for name in models:
@@ -209,9 +211,10 @@ def step(
     if compile and device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise InputError("torch.compile found no C++ compiler here: install g++, or set compile=false")
     setting = Setting(size, frames, batch, positions, device, bfloat16, compile)
+    measure.allocate(kept)
     with measure.threads(threads):
         results = [compare(name, setting, repeats) for name in models]
-        measure.write(out, {"benchmark": "step", "results": results, "about": measure.about(device)})
+        measure.write(out, {"benchmark": "step", "results": results, "kept": kept, "about": measure.about(device)})
     return "\n".join(_told(result, setting) for result in results)
 
 
