@@ -144,8 +144,17 @@ def test_decoding_is_compared(film, tmp_path, capsys):
     readers = [result["clip"].removeprefix("4 frames, stride 4, of 96 x 128, read by ") for result in results]
     assert readers[:2] == ["decord", "pyav"] and all(f"read by {reader}" in told for reader in readers)
     assert all(result["ratio"]["median"] > 0 for result in results) and "times as fast" in told
+    assert all(set(result["seconds"]) == {"published", "ours", "decoding"} for result in results)
     assert main(["decode", f"--file={film}", "--frames=4", "--decoders=[pyavv]"]) == 2
     assert "did you mean 'pyav'" in capsys.readouterr().err
+
+
+def test_the_measured_clips_begin_all_over_the_file(film, tmp_path):
+    out, args = tmp_path / "decode.json", ["--frames=4", "--stride=1", "--size=32", "--decoders=[pyav]"]
+    assert main(["decode", f"--file={film}", *args, "--repeats=7", f"--out={out}"]) == 0
+    (result,) = json.loads(out.read_text())["results"]
+    # 21 of the 24 frames can be the first: one of every third part begins each clip
+    assert [first // 3 for first in result["first_frames"]] == list(range(7))
 
 
 def test_transforms_and_masks_are_measured(tmp_path):
