@@ -33,8 +33,7 @@ def listed(packets: Iterable[Any]) -> Table:
     facts = [(p.pts, p.is_keyframe, p.is_discard) for p in packets if p.size]
     shown = [(pts, key) for pts, key, hidden in facts if not hidden]
     if any(pts is None for pts, _ in shown):
-        count = np.arange(len(shown))
-        return Table(count, count[:1], timed=False, plain=False, depth=0)
+        return counted(len(shown))
     pts = np.array([pts for pts, _ in shown], dtype=np.int64)
     key = np.array([key for _, key in shown], dtype=bool)
     # in the order of the file: whether a frame comes before the key frame that it is stored behind
@@ -45,3 +44,9 @@ def listed(packets: Iterable[Any]) -> Table:
     # the frame that waits for most of those stored before it has none to wait for behind it
     depth = int((order - np.arange(len(order))).max(initial=0))
     return Table(pts[order], keys, timed=True, plain=plain, depth=depth)
+
+
+def counted(frames: int) -> Table:
+    """Of a stream whose packets do not tell when their frames are shown: the first one only can be jumped to."""
+    count = np.arange(frames)
+    return Table(count, count[:1], timed=False, plain=False, depth=0)

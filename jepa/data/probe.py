@@ -1,7 +1,8 @@
-"""What a video or image file holds, and whether it can be read: its first and its last frame are decoded.
+"""What a video or image file holds, and whether it can be read: some of its frames are decoded.
 
-PyAV lists the packets of every video. The decoder of the user's choice must agree with that list; where decord does
-not, or cannot decode the file, PyAV itself is taken if it can, and the index says so.
+PyAV lists the packets of every video, and decodes its first and last frame and some between. The decoder of the user's
+choice must agree with the list, and show the same frames; where decord does not, PyAV itself is taken, and the index
+says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -30,6 +32,10 @@ log = logging.getLogger(__name__)
 BLOCK = 1 << 20  # bytes that are hashed together
 STEADY, MILLISECOND = 0.1, 1.1e-3  # how far steps may differ at a constant rate: a part of a step, or rounded seconds
 APART = 2e-3  # seconds between the times of two decoders that are the same
+SAMPLES = 5  # frames, spread over a file, that every decoder must find
+# how far what changes between two frames may differ in two decoders: grey levels, and a part of the change. The same
+# frames gave at most 0.1 grey levels (10 bit); other frames than those asked for, from a quarter of the change on
+ROUNDED, UNLIKE = 0.5, 0.15
 
 
 @dataclass(frozen=True)
@@ -74,19 +80,20 @@ def _image(path: Path, blank: VideoFile) -> VideoFile:
 
 def _video(path: Path, decoder: str, blank: VideoFile) -> VideoFile:
     with open_video(path, "pyav") as reader:
-        times, codec, plain = reader.times, reader.codec, reader.table.plain
-    if pyav.is_cut(path):
-        raise Unreadable(path, "is truncated", "the end is missing")
-    if decoder == "decord" and not plain:
-        decoder = "pyav"  # decord would read other frames than those asked for
+        if pyav.is_cut(path):
+            raise Unreadable(path, "is truncated", "the end is missing")
+        times, codec = reader.times, reader.codec
+        # decord would read other frames than those asked for, or another stream
+        decoder = "pyav" if decoder == "decord" and not (reader.table.plain and reader.alone) else decoder
+        numbers = _sampled(len(times))
+        shown = reader.decode(numbers)
     try:
-        height, width = _ends(path, decoder, times)
+        _compare(path, decoder, times, numbers, shown)
     except Unreadable:
         if decoder != "decord":
             raise
         decoder = "pyav"
-        height, width = _ends(path, decoder, times)
-    steps, duration = np.diff(times), ending(times)
+    (height, width), steps, duration = shown.shape[1:3], np.diff(times), ending(times)
     usual = np.median(steps) if len(steps) else 0.0
     return replace(
         blank,
@@ -101,12 +108,31 @@ def _video(path: Path, decoder: str, blank: VideoFile) -> VideoFile:
     )
 
 
-def _ends(path: Path, decoder: str, times: np.ndarray) -> tuple[int, int]:
-    """Decode the first and the last frame, and compare the times with those of the packets: height and width."""
+def _sampled(frames: int) -> np.ndarray:
+    """The first frame, the one behind it, and others spread evenly up to the last."""
+    spread = np.linspace(0, frames - 1, SAMPLES).round().astype(np.int64)
+    return np.union1d(spread, [min(1, frames - 1)])
+
+
+def _compare(path: Path, decoder: str, times: np.ndarray, numbers: np.ndarray, shown: np.ndarray) -> None:
+    """Raise :class:`Unreadable` where a decoder tells other times than the packets, or shows other frames than PyAV.
+
+    Frames are sought one by one, the last one first. What changes from one to the next must be the same: libraries
+    convert colours a little differently, but every frame alike."""
+    if decoder == "pyav":
+        return
     with open_video(path, decoder) as reader:
         if len(reader.times) != len(times) or np.abs(reader.times - times).max() > APART + 1e-6 * times[-1]:
             raise Unreadable(path, "is misread by " + decoder, f"{len(reader.times)} frames, {len(times)} stored")
-        return reader.decode(np.array([0, len(times) - 1])).shape[1:3]
+        found = np.concatenate([reader.decode(np.array([number])) for number in numbers[::-1]])[::-1]
+    if found.shape != shown.shape:
+        sizes = " instead of ".join(f"{height} x {width} pixels" for _, height, width, _ in (found.shape, shown.shape))
+        raise Unreadable(path, "is misread by " + decoder, sizes)
+    for first, second in pairwise(range(len(numbers))):
+        theirs, ours = (pixels[second].astype(np.int16) - pixels[first] for pixels in (found, shown))
+        if np.abs(theirs - ours).mean() > ROUNDED + UNLIKE * np.abs(ours).mean():
+            asked = f"frame {numbers[first]} or {numbers[second]} is another one"
+            raise Unreadable(path, "is misread by " + decoder, asked)
 
 
 def probe_all(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jepa.data.decoders import Region, Unreadable, box_of, check_frames, missing, part, unreadable, whole
-from jepa.data.packets import listed
+from jepa.data.packets import counted, listed
 
 CUT = 0.05  # part of the declared duration, beyond one second, that may lack at the end of a whole file
 DECLARING = ("matroska,webm", "avi", "flv")  # formats that write their duration at the beginning, and an index nowhere
@@ -31,6 +31,8 @@ NEAR = 2  # frames up to a key frame that are decoded rather than jumped over: a
 SPARING = ("h264",)
 # formats that give size, codec and the times of every frame, so that FFmpeg has none to guess from frames on trial
 COMPLETE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# formats that store no times of presentation: FFmpeg tells when a packet is decoded, and calls that a time
+UNTOLD = ("avi", "asf")
 UNTRIED = {"skip_frame": "all", "probesize": "32"}
 WAITING = 15  # frames that FFmpeg's H.264 decoder can hold back
 EDGE = 2  # pixels beside a region that some conversions look at
@@ -66,6 +68,9 @@ class FileReader:
             self.table = listed(self._container.demux(self._stream))
             if not len(self.table.pts):
                 raise Unreadable(path, "holds no frame", "its video stream is empty")
+            reorders = self._stream.codec_context.has_b_frames
+            if reorders and self.table.depth == 0 and self._container.format.name in UNTOLD:
+                self.table = counted(len(self.table.pts))
             self.times = self._seconds()
         except Unreadable:
             self.close()
@@ -119,7 +124,7 @@ class FileReader:
         streams = [stream for stream in self._container.streams.video if not stream.disposition & cover]
         if not streams:
             raise Unreadable(self.path, "has no video stream", _streams(self._container))
-        self._stream = streams[0]
+        self._stream, self.alone = streams[0], len(streams) == 1
         if self._stream.codec_context is None:
             raise Unreadable(self.path, "has a codec that PyAV has no decoder for", self._container.format.name)
         self._stream.codec_context.thread_count = 1

@@ -25,6 +25,12 @@ KINDS = {  # file -> codec and options of its encoder; every one has 40 frames, 
     "vp9.webm": ("libvpx-vp9", {"g": "12"}),
     "av1.mp4": ("libsvtav1", {"g": "12", "svtav1-params": "keyint=12"}),
 }
+REORDERED = "keyint=12:bframes=3:b-adapt=0:scenecut=0"
+MISREAD = {  # of which some decoder shows other frames than those asked for, and none complains
+    "refreshed.mp4": ("libx264", {"x264-params": "intra-refresh=1:keyint=12:bframes=0:scenecut=0"}),
+    "reordered.ts": ("libx264", {"x264-params": REORDERED}),
+    "reordered.avi": ("libx264", {"x264-params": REORDERED}),
+}
 FRAMES = 40
 
 
@@ -69,9 +75,23 @@ def film(
 
 
 def kind(folder: Path, name: str) -> Path:
-    """One of KINDS."""
-    codec, options = KINDS[name]
+    """One of KINDS or MISREAD."""
+    codec, options = (KINDS | MISREAD)[name]
     return film(folder / name, codec, options, UNEVEN if name.startswith("uneven") else None)
+
+
+def two_streams(path: Path) -> Path:
+    """A file with two films of the same size, the second of which runs backwards and has more of a picture."""
+    with av.open(str(path), "w") as file:
+        streams = [file.add_stream("libx264", rate=10, options={"crf": crf}) for crf in ("40", "10")]
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for number in range(FRAMES):
+            for stream, shown in zip(streams, (number, FRAMES - 1 - number)):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture(shown), format="rgb24")))
+        for stream in streams:
+            file.mux(stream.encode())
+    return path
 
 
 def sound(path: Path) -> Path:

@@ -26,8 +26,9 @@ import sys
 sys.path.insert(0, {tests!r})
 import numpy as np
 from pathlib import Path
-from footage import KINDS, numbers, turned
+from footage import KINDS, kind, numbers
 from jepa.data.decoders import open_video
+from jepa.data.probe import probe
 for name in KINDS:
     path = Path({folder!r}) / name
     with open_video(path, "torchcodec") as reader, open_video(path, "pyav") as other:
@@ -39,6 +40,8 @@ for name in KINDS:
         assert (reader.height, reader.width, reader.codec) == (other.height, other.width, other.codec)
 with open_video(Path({folder!r}) / "turned.mp4", "torchcodec") as reader:
     assert (reader.height, reader.width) == (96, 64)
+assert probe(Path({folder!r}) / "uneven.mp4", "torchcodec").reason == ""
+assert probe(kind(Path({folder!r}), "refreshed.mp4"), "torchcodec").reason, "other frames were taken for right"
 """
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from footage import FRAMES, KINDS, film, kind, numbers, real_clips, sound, turned
+from footage import FRAMES, KINDS, MISREAD, film, kind, numbers, real_clips, sound, turned, two_streams
 from PIL import Image
 
-from jepa.data import probe
+from jepa.data import decord, probe
 from jepa.data.decoders import open_video
 from jepa.data.index import NAME, VideoIndex
 from jepa.data.listing import label_table, scanned
@@ -110,6 +110,34 @@ def test_pyav_is_named_for_what_decord_does_not_read(index: VideoIndex) -> None:
         if Path(index.path[number]).name in KINDS:
             with open_video(index.where(number), str(index.decoder[number])) as reader:
                 assert numbers(reader.decode(wanted)) == wanted.tolist()
+
+
+def test_pyav_is_named_where_decord_shows_other_frames(tmp_path: Path) -> None:
+    for name in MISREAD:
+        kind(tmp_path, name)
+    two_streams(tmp_path / "two.mp4")
+    kind(tmp_path, "constant.mp4")
+    index = VideoIndex.open(tmp_path, workers=2)
+    wanted = np.array([1, 5, 20, 21, 38, 30, 0])
+    for name in index.path:
+        assert (found := row(index, name)).frames == FRAMES
+        assert found.decoder == ("decord" if name == "constant.mp4" else "pyav"), name
+        with open_video(tmp_path / name, found.decoder) as reader:
+            assert numbers(reader.decode(wanted)) == wanted.tolist(), name
+            assert numbers(reader.decode(wanted[:1])) == [1], name
+
+
+def test_other_frames_are_told_from_other_colours(tmp_path: Path, monkeypatch) -> None:
+    path = kind(tmp_path, "constant.mp4")
+    assert probe.probe(path, "decord").decoder == "decord"
+    real = decord.FileReader.decode
+    greyer = lambda pixels: np.where(pixels < 128, pixels + 3, pixels - 3)  # noqa: E731
+    monkeypatch.setattr(decord.FileReader, "decode", lambda reader, frames: greyer(real(reader, frames)))
+    assert probe.probe(path, "decord").decoder == "decord"  # every frame is converted in the same other way
+    monkeypatch.setattr(decord.FileReader, "decode", lambda reader, frames: real(reader, np.minimum(frames + 1, 39)))
+    assert probe.probe(path, "decord").decoder == "pyav"  # every frame but the last is its successor
+    monkeypatch.setattr(decord.FileReader, "decode", lambda reader, frames: real(reader, frames)[:, ::2])
+    assert probe.probe(path, "decord").decoder == "pyav"
 
 
 def test_the_choice_of_a_decoder_holds(folder: Path, index: VideoIndex, tmp_path: Path) -> None:
