@@ -40,3 +40,10 @@ def check_choice(what: str, given: str, choices: Iterable[str]) -> str:
         hint = did_you_mean(given, choices)
         raise InputError(f"{what} was given {given!r}{hint}; expected one of {', '.join(choices)}: choose one")
     return given
+
+
+def check_least(what: str, given: int | None, least: int) -> int | None:
+    """``given`` if it is None or at least ``least``, else an :class:`InputError`."""
+    if given is not None and given < least:
+        raise InputError(f"{what} is {given}, expected at least {least}: choose another")
+    return given

@@ -111,9 +111,9 @@ def check_decoder(decoder: str) -> None:
 def missing(name: str, package: str, error: BaseException) -> InputError:
     """What to say where the library of a decoder cannot be imported or loaded."""
     others = " or ".join(other for other in DECODERS if other != name)
-    return InputError(
-        f"the decoder {name} does not load ({told(error)}): pip install {package}, or choose decoder {others}"
-    )
+    # PyAV lists the packets of every video, whichever decoder reads it
+    choice = "; every video needs it" if name == "pyav" else f", or choose decoder {others}"
+    return InputError(f"the decoder {name} does not load ({told(error)}): pip install {package}{choice}")
 
 
 def unreadable(path: Path, what: str, error: BaseException) -> Unreadable:

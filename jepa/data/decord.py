@@ -4,9 +4,9 @@ decord orders its frames by the stored times, which it has as float32. It seeks 
 frames, which costs more than decoding the frames between where key frames are dense: there the span is read through.
 
 It decodes every frame up to the last wanted one and converts all of what it returns, which costs more than PyAV does
-for H.264. It cannot decode AV1, shows another stream than the first where a file has several, and misplaces frames: in
-files with leading pictures (open groups of pictures), without stored times, in transport streams, after an intra refresh.
-:mod:`jepa.data.probe` finds these, and the index names another decoder for them.
+for H.264. It cannot decode AV1, and may show another stream than the first where a file has several. It misplaces
+frames in files with leading pictures (open groups of pictures) or without stored times, in transport streams, and where
+an intra refresh takes the place of key frames. :mod:`jepa.data.probe` finds these, and the index names another decoder.
 """
 
 from __future__ import annotations

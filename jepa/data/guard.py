@@ -24,6 +24,7 @@ from jepa.data.decoders import Unreadable
 from jepa.errors import InputError
 
 LATE = 5.0  # seconds after the limit, when a child ends by itself: nobody was there to kill it
+LONGEST = 86400  # seconds: what a system can wait for is not without bounds
 _starting = threading.Lock()
 
 
@@ -40,8 +41,9 @@ class Guard:
     """
 
     def __init__(self, seconds: float | None = 60.0) -> None:
-        if seconds is not None and not seconds > 0:
-            raise InputError(f"the time limit is {seconds} seconds, expected more than 0, or null for none")
+        if seconds is not None and not 0 < seconds <= LONGEST:
+            expected = f"more than 0 and at most {LONGEST}, or null for none"
+            raise InputError(f"the time limit is {seconds} seconds, expected {expected}")
         self.seconds = seconds
         self._child: _Child | None = None
 

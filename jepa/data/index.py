@@ -1,7 +1,7 @@
 """What is known of the files of a data set, one row for each, without opening any of them.
 
 A data set is a folder, one file, a parquet file that ``jepa inspect video`` wrote, or a list as V-JEPA publishes them
-(a path and a label in each line). Folders and lists are probed where no parquet file tells about them: see
+(a path and a label in each line). Folders are probed where they hold no such parquet file, lists always: see
 :mod:`jepa.data.probe`.
 """
 
@@ -34,6 +34,8 @@ NAMED = 3  # reasons that an error quotes
 TEXTS = ("path", "hash", "reason")  # one for each file; the other strings come from few
 TYPES = {"kind": np.str_, "decoder": np.str_, "frames": np.int64, "duration": np.float64, "fps": np.float64}
 TYPES |= {"height": np.int32, "width": np.int32, "codec": np.str_, "variable": np.bool_, "bytes": np.int64}
+KINDS = {"f": "numbers", "i": "whole numbers", "b": "booleans"}
+REMEDY = ("leave it out or number its values", "write it with `jepa inspect video`")  # for labels, for our columns
 COLUMNS = tuple(item.name for item in fields(VideoFile))
 
 
@@ -77,7 +79,7 @@ class VideoIndex:
     ) -> VideoIndex:
         """The index of a folder, file, parquet index or list.
 
-        A folder with an ``index.parquet`` is not probed but for files that were added or have changed since.
+        A folder with an ``index.parquet`` is not probed but for files that were added or have another size since.
 
         Args:
             path: The data set.
@@ -199,11 +201,16 @@ class VideoIndex:
 
 def _column(name: str, values: Any) -> np.ndarray | Strings:
     if name in TEXTS:
-        return values if isinstance(values, Strings) else Strings.of(values)
-    array = np.asarray(values, dtype=TYPES.get(name))
-    if name not in TYPES and array.dtype.kind not in "biuf":
-        raise InputError(f"the label {name!r} holds {array.dtype}, expected numbers; leave it out or number its values")
-    return array
+        if isinstance(values, Strings):
+            return values
+        if any(not isinstance(value, str) for value in values):
+            raise InputError(f"the column {name!r} of the index lacks values; {REMEDY[True]}")
+        return Strings.of(values)
+    given, kind = np.asarray(values), np.dtype(TYPES.get(name, np.float64)).kind
+    if len(given) and (given.dtype.kind == "f" and kind == "i" or given.dtype.kind not in "biuf" and kind in "bif"):
+        what = f"label {name!r}" if name not in TYPES else f"column {name!r} of the index"
+        raise InputError(f"the {what} holds {given.dtype}, expected {KINDS[kind]}; {REMEDY[name in TYPES]}")
+    return given.astype(TYPES.get(name, given.dtype))
 
 
 def _moved(name: str, old: str, new: str) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from jepa.data.crops import Box
-from jepa.data.images import FAULTS
 from jepa.errors import InputError
 
 ENDINGS = (".npy", ".png")
@@ -98,7 +97,7 @@ def _opened(file: Path) -> np.ndarray:
         else:
             with Image.open(file) as image:
                 array = np.asarray(image)
-    except FAULTS as error:
+    except Exception as error:  # Pillow's readers of damaged files raise whatever their parsers meet
         raise InputError(f"{file} cannot be read as a map ({error}); write it again") from error
     if array.dtype not in KINDS or array.ndim not in (2, 3):
         raise InputError(

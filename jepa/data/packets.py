@@ -14,7 +14,8 @@ class Table(NamedTuple):
     pts: np.ndarray  # int64 [F] presentation times in units of the stream; just counted where the packets have none
     keys: np.ndarray  # int64 [G] numbers of the frames where decoding can begin, ascending from 0
     timed: bool  # whether the packets have presentation times
-    plain: bool  # no frame is hidden by an edit list, and none leads its key frame (an open group of pictures)
+    # no frame is hidden by an edit list, none leads its key frame (an open group of pictures), and no two share a time
+    plain: bool
     depth: int  # most frames that are stored before one and shown after it
 
     def key(self, number: int) -> int:
@@ -39,8 +40,9 @@ def listed(packets: Iterable[Any]) -> Table:
     # in the order of the file: whether a frame comes before the key frame that it is stored behind
     leads = len(pts) and pts < np.maximum.accumulate(np.where(key, pts, pts[0]))
     order = np.argsort(pts, kind="stable")
+    apart = bool(np.all(np.diff(pts[order]) > 0))
     keys = np.union1d(np.flatnonzero(key[order]), np.arange(min(len(pts), 1)))
-    plain = len(shown) == len(facts) and not np.any(leads)
+    plain = len(shown) == len(facts) and not np.any(leads) and apart
     # the frame that waits for most of those stored before it has none to wait for behind it
     depth = int((order - np.arange(len(order))).max(initial=0))
     return Table(pts[order], keys, timed=True, plain=plain, depth=depth)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from jepa.data import pyav
 from jepa.data.clip_sampling import ending
 from jepa.data.decoders import IMAGES, Unreadable, check_decoder, open_video
 from jepa.data.guard import Guard
+from jepa.errors import check_least
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +154,9 @@ def probe_all(
         time_limit: Seconds until a file is given up; None waits for ever, and probes in this process.
 
     Raises:
-        InputError: the library of the decoder does not load.
+        InputError: the library of the decoder does not load, or PyAV, which lists the packets for all of them.
     """
+    check_least("workers", workers, 0)
     check_decoder("pyav")
     check_decoder(decoder)
     count = min(workers or len(os.sched_getaffinity(0)), max(1, len(files)))
@@ -185,7 +188,10 @@ def probe_all(
 def _row(path: Path, name: str, decoder: str, guard: Guard) -> VideoFile:
     kind = "image" if path.suffix.lower() in IMAGES else "video"
     try:
-        size, digest = path.stat().st_size, _digest(path)
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # to open a pipe would wait for who writes to it
+            return VideoFile(name, kind, reason="is no regular file: a folder, a pipe or a device")
+        size, digest = about.st_size, _digest(path)
     except OSError as error:
         return VideoFile(name, kind, reason=f"cannot be opened: {error.strerror}")
     if size == 0:

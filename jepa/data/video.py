@@ -87,6 +87,8 @@ class VideoEpisodes:
 def _decoded(path: str, decoder: str, frames: np.ndarray, size: int | None) -> np.ndarray:
     """Frames of a file, uint8 [T,H,W,3]."""
     with open_video(path, decoder) as reader:
+        if frames.size and frames.max() >= (count := len(reader.times)):
+            raise InputError(f"{path} has {count} frames, fewer than its index says: run `jepa inspect video` again")
         pixels = reader.decode(frames)
     return pixels if size is None else cut(pixels, Box(0, 0, *pixels.shape[1:3]), (size, size), False)
 

@@ -16,7 +16,7 @@ from jepa.data.guard import Guard
 from jepa.data.index import VideoIndex
 from jepa.data.mixture import Mixture, MixtureOrder
 from jepa.data.video_clips import VideoClips, VideoSource, labels_of
-from jepa.errors import InputError
+from jepa.errors import InputError, check_least
 from jepa.schema import ActionSpec, ObservationSpec, Specs
 
 Part = Literal["train", "val", "test", "all"]
@@ -76,6 +76,11 @@ class VideoData(LightningDataModule):
         super().__init__()
         if not sources:
             raise InputError("sources is empty, expected at least one dataset with a path")
+        check_least("workers", workers, 0)
+        check_least("batch_size", batch_size, 1)
+        check_least("clips_per_epoch", clips_per_epoch, 1)
+        check_least("val_clips", val_clips, 1)
+        check_least("seed", seed, 0)
         self.sources = {"train": sources, "val": val, "test": test}
         self.splits, self.batch_size, self.workers, self.seed = splits, batch_size, workers, seed
         self.clips_per_epoch, self.val_clips, self.drop_last = clips_per_epoch, val_clips, drop_last

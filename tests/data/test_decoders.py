@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from footage import FRAMES, KINDS, UNEVEN, film, kind, numbers, real_clips, sound, turned
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jepa.data import decord, pyav, torchcodec
 from jepa.data.decoders import DECODERS, Reader, Unreadable, check_decoder, open_video
@@ -130,6 +131,37 @@ def test_torchcodec_by_the_libraries_of_pyav(folder: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright_whatever_else_their_tags_hold(tmp_path: Path, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=tags)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    with open_video(tmp_path / "a.png") as reader:
+        assert np.array_equal(reader.decode(np.array([0]))[0], upright)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "big.tif"])
+def test_images_of_16_bits_keep_the_upper_ones(tmp_path: Path, name: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 65536, (4, 6)).astype(np.uint16)
+    Image.fromarray(grey.astype(">u2" if name == "big.tif" else "<u2")).save(tmp_path / name)
+    with open_video(tmp_path / name) as reader:
+        assert np.array_equal(reader.decode(np.array([0]))[0], np.repeat((grey >> 8)[..., None], 3, axis=2))
+    for numbers_of in (np.int32, np.float32):
+        Image.fromarray(grey.astype(numbers_of)).save(tmp_path / "boundless.tif")
+        with pytest.raises(Unreadable, match="pixels of no known range"):
+            open_video(tmp_path / "boundless.tif").__enter__()
+
+
+def test_whatever_pillow_raises_tells_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "a.png")
+    for error in (struct.error("required argument"), RuntimeError("no planes"), IndexError(), NotImplementedError()):
+        monkeypatch.setattr(Image.Image, "getexif", lambda image, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(Unreadable, match="a.png cannot be read as an image"):
+            open_video(tmp_path / "a.png").__enter__()
+
+
 def test_only_what_is_needed_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyAV: one frame costs those from its key frame on; decord: dense key frames are read through without a seek."""
     counted = []
@@ -213,7 +245,8 @@ def test_a_missing_library_says_what_to_do(module, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(builtins, "__import__", without)
     module.package.cache_clear()
     try:
-        with pytest.raises(InputError, match=f"the decoder {name} does not load .*pip install .* or choose decoder"):
+        then = "; every video needs it" if name == "pyav" else ", or choose decoder"
+        with pytest.raises(InputError, match=f"the decoder {name} does not load .*pip install .*{then}"):
             open_video("a.mp4", name).__enter__()
     finally:
         module.package.cache_clear()

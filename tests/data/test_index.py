@@ -203,9 +203,12 @@ def test_published_lists(tmp_path: Path) -> None:
     assert index.frames.tolist() == [5, 6, 0] and index.labels == ("label",)
     assert index.columns["label"].tolist() == [3, 0, 7] and index.readable.tolist() == [0, 1]
     assert index.reason[2].startswith("cannot be opened: No such file")
-    (tmp_path / "bad.csv").write_text("a.mp4 1\nb.mp4\n")
-    with pytest.raises(InputError, match="bad.csv, line 2: expected a path"):
-        VideoIndex.open(tmp_path / "bad.csv")
+    (tmp_path / "marked.csv").write_text("c.mp4 -2\n", encoding="utf-8-sig")  # as spreadsheets write it
+    assert VideoIndex.open(tmp_path / "marked.csv").columns["label"].tolist() == [-2]
+    for line in ("b.mp4", "b.mp4 --1", "b.mp4 ²", "b.mp4 1.5", "b.mp4 99999999999999999999"):
+        (tmp_path / "bad.csv").write_text(f"a.mp4 1\n{line}\n")
+        with pytest.raises(InputError, match="bad.csv, line 2: expected a path"):
+            VideoIndex.open(tmp_path / "bad.csv")
 
 
 def test_labels_of_a_table(tmp_path: Path, caplog) -> None:
@@ -225,6 +228,72 @@ def test_labels_of_a_table(tmp_path: Path, caplog) -> None:
         with pytest.raises(InputError, match=message) as raised:
             label_table(table, ["a.mp4"], tmp_path)
         assert "\n" not in str(raised.value)
+    table.write_text("path,x\na.mp4,1\n", encoding="utf-16")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        label_table(table, ["a.mp4"], tmp_path)
+
+
+def test_what_is_no_file_is_counted_and_named(tmp_path: Path, caplog) -> None:
+    film(tmp_path / "good.mp4", frames=5)
+    os.mkfifo(tmp_path / "pipe.mp4")  # to open it would wait for ever
+    (tmp_path / "gone.mp4").symlink_to("nothing.mp4")
+    (tmp_path / "self.mp4").symlink_to("self.mp4")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"")
+    index = VideoIndex.open(tmp_path, workers=1, time_limit=5.0)
+    said = dict(zip(index.path, index.reason))
+    assert said.pop("good.mp4") == "" and said.pop("pipe.mp4").startswith("is no regular file")
+    assert said.keys() == {"gone.mp4", "self.mp4"} and all(r.startswith("cannot be opened: ") for r in said.values())
+    assert "caf" in caplog.text and "its name is not UTF-8; rename it" in caplog.text and "3 of 4 files" in caplog.text
+    index.write(tmp_path / NAME)
+    caplog.clear()
+    assert len(VideoIndex.survey(tmp_path)) == 4 and "out of date" not in caplog.text
+
+
+def test_a_disk_that_is_mounted_in_a_folder_belongs_to_it(tmp_path: Path, monkeypatch) -> None:
+    """The roots of two disks mostly have the same number of a file."""
+    (tmp_path / "disk").mkdir()
+    film(tmp_path / "disk" / "a.mp4", frames=5)
+    real = Path.stat
+
+    class About:
+        def __init__(self, path: Path) -> None:
+            self.st_ino, self.st_dev = 2, 1 + (path.name == "disk")
+
+    monkeypatch.setattr(Path, "stat", lambda path, **o: About(path) if path.name != "a.mp4" else real(path, **o))
+    assert [*scanned(tmp_path)] == ["disk/a.mp4"]
+
+
+def test_a_folder_that_cannot_be_entered_is_named(tmp_path: Path, monkeypatch, caplog) -> None:
+    (tmp_path / "locked").mkdir()
+    film(tmp_path / "a.mp4", frames=5)
+    real = os.scandir
+
+    def denied(folder):
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert [*scanned(tmp_path)] == ["a.mp4"] and "locked is left out: it cannot be opened" in caplog.text
+
+
+def test_an_index_with_other_columns_is_refused(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", frames=5)
+    index = VideoIndex.open(tmp_path)
+    wrong = {"frames": ["five"], "duration": ["long"], "reason": [None], "width": [np.nan], "variable": ["no"]}
+    for name, values in wrong.items():
+        with pytest.raises(InputError, match=f"column .*{name}.* of the index .*write it with"):
+            VideoIndex(index.columns | {name: values}, tmp_path)
+
+
+def test_values_that_no_run_can_have(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", frames=5)
+    with pytest.raises(InputError, match="workers is -1, expected at least 0"):
+        VideoIndex.open(tmp_path, workers=-1)
+    for seconds in (float("inf"), 1e9, 0.0, float("nan")):
+        with pytest.raises(InputError, match="the time limit is"):
+            VideoIndex.open(tmp_path, time_limit=seconds)
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_leading_frames_and_hidden_ones_are_not_plain():
     assert not listed(packets(0, 10, 40, 20, 30, keys=(0, 2))).plain  # 20 and 30 come before their key frame
     table = listed(packets(0, 10, 20, hidden=(0,)))
     assert not table.plain and table.pts.tolist() == [10, 20]
+    assert not listed(packets(0, 10, 10, 20)).plain  # which of the two is meant?
 
 
 def test_packets_without_times_are_counted():

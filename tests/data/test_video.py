@@ -9,7 +9,7 @@ from pathlib import Path
 import decord
 import numpy as np
 import pytest
-from footage import FRAMES, kind, numbers, real_clips
+from footage import FRAMES, film, kind, numbers, real_clips
 from PIL import Image
 
 from jepa.data.clips import Clips
@@ -84,3 +84,8 @@ def test_input_errors(tmp_path: Path) -> None:
         shutil.copy(clip, tmp_path / f"{number}.mp4")
     with pytest.raises(InputError, match="videos of 3 sizes"):
         VideoEpisodes(tmp_path)
+    film(tmp_path / "became.mp4", frames=9)
+    store = VideoEpisodes(tmp_path / "became.mp4")
+    film(tmp_path / "became.mp4", frames=5)
+    with pytest.raises(InputError, match="has 5 frames, fewer than its index says"):
+        store.read(0, [8])

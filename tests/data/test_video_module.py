@@ -203,6 +203,10 @@ def test_too_few_clips_and_no_source_say_so(films):
         data(films, batch_size=7).train_dataloader()
     with pytest.raises(InputError, match="sources is empty"):
         VideoData([])
+    for wrong in ("workers=-1", "batch_size=0", "clips_per_epoch=0", "val_clips=-1", "seed=-1"):
+        name, _, value = wrong.partition("=")
+        with pytest.raises(InputError, match=f"{name} is {value}, expected at least"):
+            data(films, **{name: int(value)})
     with pytest.raises(InputError, match="test split of .* is empty"):
         data(films, splits=(0.5, 0.5, 0.0)).clips("test")
     with pytest.raises(InputError, match="train has 2 datasets"):
