@@ -208,6 +208,8 @@ class FileReader:
         """Decoded frames with their numbers. Of frames that share a time, one follows the other."""
         pts, before = self.table.pts, -1
         for frame in frames:
+            if frame.pts is None:
+                raise Unreadable(self.path, "cannot be decoded", "its frames have no times, though its packets do")
             number = int(np.searchsorted(pts, frame.pts))
             if number < len(pts) and pts[number] == frame.pts:
                 twin = number <= before < len(pts) - 1 and pts[before + 1] == frame.pts
