@@ -97,7 +97,7 @@ def _load_published(
         return model_of(contents, which, given, untrained, path.name)
     if untrained:
         raise InputError(f"{path} holds a probe, which has no untrained baseline; load the encoder with untrained=true")
-    return probe_of(contents, probe or 0, given.heads)
+    return probe_of(contents, probe or 0, given.heads, path.name)
 
 
 def _load_described(path: str, which: Which, untrained: bool, allow: tuple[str, ...]) -> WorldModel | MaskedJEPA:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.checkpoints import hf
-from jepa.checkpoints.attentive import is_probe, probe_from_published
+from jepa.checkpoints.attentive import Probe, is_probe, probe_from_published
 from jepa.checkpoints.keys import State, bare, fill, read_tensors
 from jepa.checkpoints.sizes import Sizes, complete
 from jepa.checkpoints.vjepa import encoder_like, predictor_like, translate_encoder, translate_predictor
@@ -162,8 +162,8 @@ def _refuse_others(path: str | Path, state: State) -> None:
             raise InputError(f"{path} holds weights of {advice}")
 
 
-def probe_of(contents: Contents, number: int = 0, heads: int | None = None) -> nn.Module:
-    """One of the probes of a file.
+def probe_of(contents: Contents, number: int, heads: int | None, name: str) -> Probe:
+    """One of the probes of a file; what else the file holds is listed in its ``leftovers``.
 
     Raises:
         InputError: there is no such probe, or its heads must be given.
@@ -174,7 +174,11 @@ def probe_of(contents: Contents, number: int = 0, heads: int | None = None) -> n
         log.info("probe %d of the %d in the file", number, len(contents.probes))
     if heads is None and contents.encoders:
         heads = contents.sizes.heads  # transformers gives the probe as many as the encoder
-    return probe_from_published(contents.probes[number], heads, contents.eps)
+    probe = probe_from_published(contents.probes[number], heads, contents.eps)
+    others = [f"probe {other}" for other in range(len(contents.probes)) if other != number]
+    model = [f"{role} encoder" if role != UNNAMED else "encoder" for role in contents.encoders]
+    model += [PREDICTOR] if contents.predictor is not None else []
+    return _with_leftovers(probe, [*contents.leftovers, *model, *others], name)
 
 
 def model_of(contents: Contents, which: Which, given: Sizes, untrained: bool, name: str) -> MaskedJEPA | FrozenEncoder:
@@ -206,9 +210,13 @@ def model_of(contents: Contents, which: Which, given: Sizes, untrained: bool, na
         model.reads = which
         model.bind(frame_specs(*sizes.size))
     leftovers = _fill(model, encoders, contents.predictor, sizes, untrained)
-    model.leftovers = [*contents.leftovers, *(["probe"] if contents.probes else []), *leftovers]
-    if model.leftovers:
-        log.info("%s: left over are %s", name, ", ".join(model.leftovers))
+    return _with_leftovers(model, [*contents.leftovers, *(["probe"] if contents.probes else []), *leftovers], name)
+
+
+def _with_leftovers(model: Any, leftovers: list[str], name: str) -> Any:
+    model.leftovers = leftovers
+    if leftovers:
+        log.info("%s: left over are %s", name, ", ".join(leftovers))
     return model
 
 

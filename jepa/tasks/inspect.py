@@ -19,6 +19,7 @@ from jepa.tasks.inspect_video import summary, table
 
 PUBLISHED = (".pt", ".pth", ".tar", ".safetensors")  # endings of official weights
 
+
 def inspect(path: Path) -> str:
     """Say what a dataset (.h5, or videos), a checkpoint (.ckpt), published weights or a feature cache (folder) hold.
 
@@ -29,8 +30,13 @@ def inspect(path: Path) -> str:
         raise InputError(f"nothing at {path}; give a dataset (.h5), a checkpoint (.ckpt) or a feature cache (folder)")
     if (path / "meta.json").is_file():
         return _features(path)
+    if path.is_dir() and any(path.glob("*.safetensors")):
+        return _published(path)
     if path.is_dir() and not scanned(path):
-        raise InputError(f"{path} is a folder with neither meta.json (a feature cache of `jepa embed`) nor video files")
+        raise InputError(
+            f"{path} is a folder with neither meta.json (a feature cache of `jepa embed`) nor weights (.safetensors) "
+            "nor video files; give one of these"
+        )
     if path.is_dir() or path.suffix.lower() in (*ENDINGS, ".parquet", ".csv"):
         return summary(path, VideoIndex.open(path))
     if path.suffix == ".ckpt":
