@@ -82,7 +82,11 @@ def write_hf(model: nn.Module, path: Path, which: Which = "target") -> None:
     path = path if path.suffix == ".safetensors" else path / "model.safetensors"
     with whole(path, ADVICE) as partial:
         # tensors that share memory cannot be told apart in this format
-        save_file({name: value.contiguous().clone() for name, value in state.items()}, partial, {"format": "pt"})
+        made = {name: value.contiguous().clone() for name, value in state.items()}
+        partial.touch()
+        mode = partial.stat().st_mode  # as every new file has it; safetensors lets nobody else read its own
+        save_file(made, partial, {"format": "pt"})
+        partial.chmod(mode)
         _flush(partial)
     with whole(path.with_name("config.json"), ADVICE) as partial:
         partial.write_text(json.dumps(config, indent=2) + "\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +23,19 @@ def whole(path: Path, advice: str) -> Iterator[Path]:
     """A name beside ``path`` to write to, which takes its place when the block ends well, and vanishes otherwise.
 
     Raises:
-        InputError: there is no room; it ends with the advice.
+        InputError: there is no room, which ends with the advice; or the place is none that can be written to.
     """
     try:
         with replacing(path) as partial:
             yield partial
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_is_full(error):
+        if _disk_is_full(error):
+            kind = error.__class__.__name__
+            raise InputError(f"no room to write the checkpoint {path} ({kind}): {advice}") from error
+        code = _code(error)
+        if code in (None, errno.EIO):  # a device that fails is nobody's mistake
             raise
-        raise InputError(f"no room to write the checkpoint {path} ({error.__class__.__name__}): {advice}") from error
+        raise InputError(f"cannot write {path}: {os.strerror(code)}; name another folder or file") from error
 
 
 def save(content: Any, path: Path) -> None:
@@ -51,8 +57,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _disk_is_full(error: BaseException | None) -> bool:
     """Whether an error is, or came of, a write that found no room: torch and safetensors hide it in their own."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return True
-    if isinstance(error, SafetensorError):
-        return any(f"(os error {number})" in str(error) for number in DISK_FULL)
-    return error is not None and _disk_is_full(error.__cause__ or error.__context__)
+    return error is not None and (_code(error) in DISK_FULL or _disk_is_full(error.__cause__ or error.__context__))
+
+
+def _code(error: BaseException) -> int | None:
+    """The number of the system's error, which safetensors has in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(found[1]) if found else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +131,64 @@ def test_safetensors_errors_of_a_full_disk_are_known(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(InputError, match="no room to write the checkpoint"):
         write_hf(masked("rotary_tiled"), tmp_path / "hf")
+
+
+def plain_file(folder):
+    (folder / "plain.txt").write_text("plain")
+    return folder / "plain.txt"
+
+
+def made_folder(path):
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [
+        (write_official, lambda folder: Path("/proc/model.pt")),
+        (write_official, lambda folder: plain_file(folder) / "model.pt"),
+        (write_official, lambda folder: folder),
+        (write_official, lambda folder: folder / f"{'long' * 100}.pt"),
+        (write_hf, lambda folder: Path("/proc/model.safetensors")),
+        (write_hf, lambda folder: plain_file(folder)),
+        (write_hf, lambda folder: made_folder(folder / "model.safetensors")),
+    ],
+)
+def test_places_that_cannot_be_written_to_are_one_line(tmp_path, write, place):
+    path = place(tmp_path)
+    with pytest.raises(InputError, match=r"cannot write .*; name another folder or file") as caught:
+        write(masked("rotary_tiled"), path)
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob(".*"))
+
+
+def test_safetensors_errors_of_the_system_are_known(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    import jepa.checkpoints.export as module
+
+    def refused(*arguments):
+        raise SafetensorError(f"Error while serializing: I/O error: {message}")
+
+    monkeypatch.setattr(module, "save_file", refused)
+    message = "Permission denied (os error 13)"
+    with pytest.raises(InputError, match="cannot write .*: Permission denied; name another"):
+        write_hf(masked("rotary_tiled"), tmp_path / "hf")
+    message = "something of its own"
+    with pytest.raises(SafetensorError, match="of its own"):
+        write_hf(masked("rotary_tiled"), tmp_path / "hf")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_all_files_have_the_mode_of_new_ones(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_hf(masked("rotary_tiled"), tmp_path / "hf")
+        write_official(masked(), tmp_path / "hf" / "model.pt")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "config.json", "model.pt"), 0o666 & ~mask)
 
 
 def test_prefixes_are_those_of_the_releases(tmp_path):
