@@ -91,6 +91,37 @@ def test_the_last_step_is_kept(path, jepa):
     assert every and all(trainer["max_steps"] % steps == 0 for steps in every)
 
 
+PUBLISHED = [path for path in found("pretrain") if "nodes" in variables(path)]  # on machines of 8 devices
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=named)
+def test_published_batches_are_what_the_header_says(path):
+    given = variables(path)
+    devices = 8 * given["nodes"]
+    batch = devices * given["batch"] * given["accumulate"]
+    header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    steps = "300 epochs of 625 steps" if given["steps"] == 300 * 625 else f"{given['steps']:,} steps"
+    for told in (f" {batch:,} ", f" {devices} devices", steps):
+        assert told in header, f"{named(path)}: {told} is not in: {header}"
+    assert batch == (2048 if path.stem.startswith("ijepa") else 3072)
+
+
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if path.stem.endswith("_cooldown")], ids=named)
+def test_a_cooldown_is_its_recipe_from_its_end_on(path):
+    """It begins at the pretraining's rate, which falls towards 1e-6, and changes nothing of the model."""
+    given, before = variables(path), variables(path.with_name(path.name.replace("_cooldown", "")))
+    assert given["start"] == f"runs/{before['run']}/last.ckpt"
+    assert given["lr"] == before["lr"] and given["lr_start"] == 1 and given["warmup"] == 0
+    assert given["lr"] * given["lr_final"] == pytest.approx(1e-6, rel=1e-4)
+    assert (given["steps"], given["horizon"], given["shape"]) == (12000, 1.25, "linear")
+    assert (given["frames"], given["grid"]) == (64, [32, 16, 16])
+    if "by_distance" in given:  # V-JEPA 2.1
+        assert (given["ramp"], given["by_distance"], before["by_distance"]) == (None, False, True)
+    other = {"run", "nodes", "batch", "start", "steps", "frames", "grid", "ramp", "by_distance"}
+    other |= {name for name in given if name.startswith("lr_")} | {"shape", "warmup", "horizon"}
+    assert {k: v for k, v in given.items() if k not in other} == {k: v for k, v in before.items() if k not in other}
+
+
 OWN = {variables(path)["run"] for path in found("pretrain")}  # the others embed what was published: tests/tasks
 
 
