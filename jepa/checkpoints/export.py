@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from jepa.checkpoints.io import save, whole
 from jepa.checkpoints.published import Which
 from jepa.checkpoints.sizes import POSITIONS, Sizes
 from jepa.checkpoints.vjepa import encoder_to_published, predictor_to_published
-from jepa.errors import InputError
+from jepa.errors import InputError, check_choice
 from jepa.models.attentive import ActionAnticipator, AttentiveClassifier
 from jepa.models.frozen import FrozenEncoder
 from jepa.models.mask_predictor import MaskPredictor
@@ -72,14 +72,18 @@ def write_hf(model: nn.Module, path: Path, which: Which = "target") -> None:
         which: the encoder: that layout has but one.
 
     Raises:
-        InputError: the model has what that layout has not.
+        InputError: the model has what that layout has not, or another model's config.json lies there.
     """
+    check_choice("which", which, get_args(Which))
     if not isinstance(model, MaskedJEPA):
         raise InputError(f"transformers' layout holds an encoder and a predictor, was given a {_named(model)}")
     encoder = _video_encoder(model) if which == "context" else _reader(model)
     config = hf.config_of(encoder, model.predictor)
     state = hf.from_official(encoder_to_published(encoder), predictor_to_published(model.predictor))
     path = path if path.suffix == ".safetensors" else path / "model.safetensors"
+    about = path.with_name("config.json")
+    text = json.dumps(config, indent=2) + "\n"
+    _refuse_other(about, text)
     with whole(path, ADVICE) as partial:
         # tensors that share memory cannot be told apart in this format
         made = {name: value.contiguous().clone() for name, value in state.items()}
@@ -88,9 +92,19 @@ def write_hf(model: nn.Module, path: Path, which: Which = "target") -> None:
         save_file(made, partial, {"format": "pt"})
         partial.chmod(mode)
         _flush(partial)
-    with whole(path.with_name("config.json"), ADVICE) as partial:
-        partial.write_text(json.dumps(config, indent=2) + "\n")
+    with whole(about, ADVICE) as partial:
+        partial.write_text(text)
         _flush(partial)
+
+
+def _refuse_other(path: Path, text: str) -> None:
+    """InputError where a file with another text lies: the weights beside it are read by what it says."""
+    try:
+        there = path.read_bytes() if path.is_file() else None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; name another folder") from error
+    if there is not None and there != text.encode():
+        raise InputError(f"{path} describes another model, whose weights it would no longer fit; name another folder")
 
 
 def _flush(path: Path) -> None:

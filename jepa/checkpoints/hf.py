@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.checkpoints.keys import State, join, rename, split
+from jepa.checkpoints.keys import State, join, rename, shape_of, split
 from jepa.checkpoints.sizes import Sizes
 from jepa.errors import InputError
 from jepa.models.layers import SwiGLU
@@ -21,6 +21,7 @@ from jepa.models.mask_predictor import MaskPredictor
 from jepa.models.video import VideoViT
 
 WHAT = "V-JEPA 2 of HF transformers"
+EPS = 1e-6  # of all layer norms, the probe's among them
 _KIND = r"\.(weight|bias)"
 _LAYER = r"layer\.(\d+)\."
 _BLOCK_RULES = (  # within encoder and predictor; an early converter wrote attention.attention.*
@@ -61,8 +62,12 @@ def to_official(state: State) -> dict[str, dict[str, Tensor]]:
     """The state dict of a model, or of one for video classification, as official ones: encoder, predictor, probe.
 
     Raises:
-        InputError: a key that transformers' V-JEPA 2 does not have.
+        InputError: a key that transformers' V-JEPA 2 does not have, or that is there with "vjepa2." before it as well.
     """
+    if twice := [key for key in state if f"vjepa2.{key}" in state]:
+        raise InputError(
+            f"{twice[0]!r} of {WHAT} is there a second time as 'vjepa2.{twice[0]}': these are two models; give one"
+        )
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "predictor": {}, "probe": {}}
     for key, value in state.items():
         bare = key.removeprefix("vjepa2.")
@@ -122,6 +127,19 @@ def _split(state: State, blocks: str, names: tuple[tuple[str, str], ...], norm: 
     return rename(state, rules, (), (), WHAT)[0]
 
 
+def check_config(config: Mapping[str, Any], encoder: State) -> None:
+    """InputError where a config.json is that of other weights than the official encoder's, or of another forward."""
+    width = shape_of(encoder, "patch_embed.proj.weight", WHAT)[0]
+    if (said := config.get("hidden_size", width)) != width:
+        raise InputError(
+            f"config.json says hidden_size={said!r}, but the weights beside it are {width} wide; put their own "
+            "config.json there"
+        )
+    for name, ours in (("hidden_act", "gelu"), ("layer_norm_eps", EPS)):
+        if (said := config.get(name, ours)) != ours:
+            raise InputError(f"config.json says {name}={said!r}, but jepa computes {ours} alone; use transformers")
+
+
 def sizes_of(config: Mapping[str, Any]) -> Sizes:
     """What a config.json says that the weights do not."""
     side = config.get("crop_size")
@@ -166,7 +184,7 @@ def config_of(encoder: VideoViT, predictor: MaskPredictor) -> dict[str, Any]:
         "num_attention_heads": encoder.blocks[0].attn.heads,
         "num_hidden_layers": depth,
         "mlp_ratio": _ratio(encoder),
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": EPS,
         "qkv_bias": True,
         "hidden_act": "gelu",
         "pred_hidden_size": predictor.mask_tokens.shape[1],

@@ -27,7 +27,8 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     Tensors are mapped from the disk where the file allows it: what is not used (the state of an optimiser) is not read.
 
     Raises:
-        InputError: the file is missing or damaged, or holds objects, which would run code when they are unpickled.
+        InputError: the file is missing or damaged, or holds objects, which would run code when they are unpickled; or
+            two files of a folder hold a tensor of one name.
     """
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -36,6 +37,14 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     held = [_read_file(file) for file in files]
     if not all(isinstance(part, dict) for part in held):
         raise InputError(f"{path} holds a {type(held[0]).__name__}; expected a state dict, from names to tensors")
+    found: dict[str, Path] = {}
+    for file, part in zip(files, held):
+        for name in part:
+            if (other := found.setdefault(name, file)) is not file:
+                raise InputError(
+                    f"{path} holds {name!r} twice, in {other.name} and in {file.name}: these are two models; give the "
+                    "path of one file"
+                )
     return {name: value for part in held for name, value in part.items()}
 
 
@@ -91,9 +100,10 @@ def rename(
         what: the family, for the error.
 
     Raises:
-        InputError: a key that neither the rules nor ``unused`` know.
+        InputError: a key that neither the rules nor ``unused`` know, or two keys that become one.
     """
     ours: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
     leftovers, unknown = [], []
     for key, value in state.items():
         bare = key
@@ -101,7 +111,12 @@ def rename(
             bare = bare.removeprefix(prefix)
         name = _renamed(bare, rules)
         if name is not None:
-            ours[name] = value
+            if name in ours:
+                raise InputError(
+                    f"{sources[name]!r} and {key!r} of {what} are the same tensor under two names; give a state dict "
+                    "with one of them"
+                )
+            ours[name], sources[name] = value, key
         elif any(re.fullmatch(pattern, bare) for pattern in unused):
             leftovers.append(key)
         else:

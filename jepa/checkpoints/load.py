@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from jepa.checkpoints.attentive import Probe
 from jepa.checkpoints.keys import unpickle
 from jepa.checkpoints.published import Which, is_published, model_of, open_published, probe_of
 from jepa.checkpoints.sizes import Family, Sizes
-from jepa.errors import InputError
+from jepa.errors import InputError, check_choice
 from jepa.models.frozen import FrozenEncoder
 from jepa.models.masked import MaskedJEPA
 from jepa.models.positions import Form
@@ -74,6 +74,7 @@ def load(
         InputError: the file is missing, damaged, of another kind, holds pickled objects, names foreign classes, has
             unknown keys, or does not say sizes that must be given.
     """
+    check_choice("which", which, get_args(Which))
     frame = (size, size) if isinstance(size, int) else size
     given = Sizes(family, heads, predictor_heads, None if frame is None else tuple(frame), frames, positions)
     source = Path(path)

@@ -39,7 +39,6 @@ OTHERS = {  # keys that tell published weights which other functions read
     "action_encoder.weight": "V-JEPA 2-AC: jepa.checkpoints.vjepa2_ac.load_vjepa2_ac reads it",
     "action_encoder.patch_embed.weight": "LeWM: jepa.checkpoints.lewm.load_lewm reads it",
 }
-HF_EPS = 1e-6  # of the layer norms of transformers' probes
 
 
 @dataclass
@@ -82,8 +81,9 @@ def open_published(path: str | Path, held: Mapping[str, Any] | None = None) -> C
 def _open_hf(path: Path, held: State) -> Contents:
     config = _read_json((path if path.is_dir() else path.parent) / "config.json")
     parts = hf.to_official(held)
+    hf.check_config(config, parts["encoder"])
     probes = [parts["probe"]] if "probe" in parts else []
-    return Contents({UNNAMED: parts["encoder"]}, parts.get("predictor"), probes, [], hf.sizes_of(config), HF_EPS)
+    return Contents({UNNAMED: parts["encoder"]}, parts.get("predictor"), probes, [], hf.sizes_of(config), hf.EPS)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from official import checkpoint, stripped
+from safetensors.torch import load_file, save_file
 
 from jepa.checkpoints import load
 from jepa.checkpoints.export import official, write_hf, write_official
@@ -189,6 +191,62 @@ def test_all_files_have_the_mode_of_new_ones(tmp_path, mask):
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()}
     assert modes == dict.fromkeys(("model.safetensors", "config.json", "model.pt"), 0o666 & ~mask)
+
+
+def test_an_encoder_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"which was given 'contxt' \(did you mean 'context'\?\)"):
+        write_hf(masked("rotary_tiled"), tmp_path / "hf", "contxt")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("there", [b"{}", b"\xff", None])
+def test_a_config_of_another_model_stays(tmp_path, there):
+    if there is None:
+        write_hf(masked("rotary_tiled", size=32), tmp_path / "other.safetensors")
+    else:
+        (tmp_path / "config.json").write_bytes(there)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="config.json describes another model.*name another folder"):
+        write_hf(masked("rotary_tiled"), tmp_path / "model.safetensors")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_two_models_in_one_folder_are_not_merged(tmp_path):
+    for name in ("first", "second"):
+        write_hf(masked("rotary_tiled"), tmp_path / f"{name}.safetensors")
+    with pytest.raises(InputError, match="twice, in first.safetensors and in second.safetensors") as caught:
+        load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    load(str(tmp_path / "first.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 48}, "hidden_size=48, but the weights beside it are 24 wide"),
+        ({"hidden_act": "silu"}, "hidden_act='silu', but jepa computes gelu"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05, but jepa computes 1e-06"),
+        ({"layer_norm_eps": None}, "layer_norm_eps=None"),
+    ],
+)
+def test_a_config_that_the_weights_or_jepa_contradict(tmp_path, change, message):
+    write_hf(masked("rotary_tiled"), tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(about | change))
+    with pytest.raises(InputError, match=message) as caught:
+        load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    kept = {name: value for name, value in about.items() if name not in change}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    load(str(tmp_path))
+
+
+def test_keys_with_and_without_the_prefix_of_classification(tmp_path):
+    write_hf(masked("rotary_tiled"), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {f"vjepa2.{key}": value + 1 for key, value in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="a second time as 'vjepa2.encoder"):
+        load(str(tmp_path))
 
 
 def test_prefixes_are_those_of_the_releases(tmp_path):

@@ -82,6 +82,12 @@ def test_which_chooses_the_encoder(tmp_path, family):
     refused("no context encoder", str(tmp_path / "one.pt"), "context", **sizes(family))
 
 
+def test_an_encoder_that_there_is_not_is_refused(tmp_path):
+    path, _ = written(tmp_path, "vjepa2")
+    for which in ("contxt", None):
+        refused(f"which was given {which!r}", path, which, **sizes("vjepa2"))
+
+
 @pytest.mark.parametrize("family", FORMS)
 def test_bare_state_dicts_in_both_containers(tmp_path, family):
     path, held = written(tmp_path, family)
@@ -251,6 +257,7 @@ PREFIX = "module.backbone."
         (put("predictor", f"{PREFIX}mystery", torch.zeros(1)), "no part for 'mystery'"),
         (put("predictor", f"{PREFIX}mask_tokens.9", torch.zeros(1, 1, 20)), "mask_tokens.3"),
         (put("encoder", "unwrapped", torch.zeros(1)), "no part for"),
+        (put("encoder", "norm.weight", torch.zeros(DIM)), "norm.weight' and 'norm.weight' .* under two names"),
         (put(None, "decoder", {"weight": torch.zeros(1)}), "weights under 'decoder'"),
         (put(None, "encoder", {"weight": 3}), "no state dict under 'encoder'"),
         (put(None, "predictor", 3), "no state dict under 'predictor'"),
