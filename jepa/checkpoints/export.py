@@ -16,7 +16,7 @@ from jepa.checkpoints.attentive import probe_to_published
 from jepa.checkpoints.io import save, whole
 from jepa.checkpoints.published import Which
 from jepa.checkpoints.sizes import POSITIONS, Sizes
-from jepa.checkpoints.vjepa import encoder_to_published, predictor_to_published
+from jepa.checkpoints.vjepa import encoder_to_published, predictor_to_published, published_levels
 from jepa.errors import InputError, check_choice
 from jepa.models.attentive import ActionAnticipator, AttentiveClassifier
 from jepa.models.frozen import FrozenEncoder
@@ -47,7 +47,9 @@ def write_official(model: nn.Module, path: Path) -> None:
 def official(model: nn.Module) -> dict[str, Any]:
     """What :func:`write_official` writes: tensors and plain values."""
     if isinstance(model, (AttentiveClassifier, ActionAnticipator)):
-        return {"classifiers": [_prefixed(probe_to_published(model), "module.")]}
+        attention = model.pooler.cross_attention_block
+        sizes = Sizes(heads=attention.xattn.heads, eps=attention.norm1.eps)
+        return {"classifiers": [_prefixed(probe_to_published(model), "module.")], "sizes": sizes.to_dict()}
     encoder = _video_encoder(model)
     predictor = getattr(model, "predictor", None)
     sizes = _sizes(encoder, predictor)
@@ -56,10 +58,10 @@ def official(model: nn.Module) -> dict[str, Any]:
     if predictor is not None:
         held["predictor"] = _prefixed(predictor_to_published(predictor), prefix)
     held["target_encoder"] = _prefixed(encoder_to_published(_reader(model)), prefix)
-    if sizes.family is None:
-        log.warning(
-            "no published family has positions=%s here: only jepa reads them from the file's sizes", sizes.positions
-        )
+    own = {name: getattr(sizes, name) for name in ("predictor_positions", "levels", "norm")}
+    own["positions"] = sizes.positions if sizes.family is None else None
+    if said := [f"{name}={value}" for name, value in own.items() if value is not None]:
+        log.warning("no published family has %s here: only jepa reads it from the file's sizes", ", ".join(said))
     return held | {"sizes": sizes.to_dict()}
 
 
@@ -140,6 +142,7 @@ def _sizes(encoder: VideoViT, predictor: MaskPredictor | None) -> Sizes:
     form = encoder.positions.form
     depth, rows, columns = encoder.positions.grid
     families = {positions: family for family, positions in POSITIONS.items()}
+    levels, forecasts = encoder.levels, form if predictor is None else predictor.positions.form
     return Sizes(
         family=families.get(form),
         heads=encoder.blocks[0].attn.heads,
@@ -147,4 +150,7 @@ def _sizes(encoder: VideoViT, predictor: MaskPredictor | None) -> Sizes:
         size=(rows * encoder.patch, columns * encoder.patch),
         frames=depth * encoder.tubelet,
         positions=form,
+        predictor_positions=None if forecasts == form else forecasts,
+        levels=None if not levels or levels == published_levels(encoder.depth, len(levels)) else levels,
+        norm=encoder.norm or None,
     )

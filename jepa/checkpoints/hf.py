@@ -163,7 +163,11 @@ def config_of(encoder: VideoViT, predictor: MaskPredictor) -> dict[str, Any]:
     missing = {
         f"positions={encoder.positions.form}": encoder.positions.form != "rotary_tiled",
         "frames that are not square": rows != columns,
-        "gated feed-forward layers": isinstance(encoder.blocks[0].mlp, SwiGLU),
+        f"positions={predictor.positions.form} in the predictor": predictor.positions.form != encoder.positions.form,
+        "gated feed-forward layers": any(isinstance(part.blocks[0].mlp, SwiGLU) for part in (encoder, predictor)),
+        "a norm without parameters": encoder.norm,
+        "forecasts of the context": predictor.proj_context is not None,
+        f"forecasts of {predictor.out} dimensions": predictor.out != encoder.width,
         "several levels": encoder.levels is not None,
         "an embedding of images": encoder.images,
     }

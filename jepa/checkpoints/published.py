@@ -172,9 +172,9 @@ def probe_of(contents: Contents, number: int, heads: int | None, name: str) -> P
         raise InputError(f"probe {number} was asked of a file that holds {len(contents.probes)}; count from 0")
     if len(contents.probes) > 1:
         log.info("probe %d of the %d in the file", number, len(contents.probes))
-    if heads is None and contents.encoders:
-        heads = contents.sizes.heads  # transformers gives the probe as many as the encoder
-    probe = probe_from_published(contents.probes[number], heads, contents.eps)
+    contents.sizes.check()
+    heads = contents.sizes.heads if heads is None else heads  # transformers gives the probe as many as the encoder
+    probe = probe_from_published(contents.probes[number], heads, contents.sizes.eps or contents.eps)
     others = [f"probe {other}" for other in range(len(contents.probes)) if other != number]
     model = [f"{role} encoder" if role != UNNAMED else "encoder" for role in contents.encoders]
     model += [PREDICTOR] if contents.predictor is not None else []
@@ -226,8 +226,8 @@ def _fresh(contents: Contents, chosen: State, sizes: Sizes) -> tuple[MaskedJEPA 
         return FrozenEncoder(_encoder(chosen, sizes)), {"encoder": chosen}
     context = contents.encoders.get("context", chosen)
     encoder = _encoder(context, sizes)
-    ours, _ = translate_predictor(contents.predictor, sizes.positions)
-    predictor = predictor_like(ours, sizes.predictor_heads, encoder.positions.grid, sizes.positions)
+    ours, _ = translate_predictor(contents.predictor, sizes.predictor_form)
+    predictor = predictor_like(ours, sizes.predictor_heads, encoder.positions.grid, sizes.predictor_form)
     if (predictor.out, predictor.levels) != (encoder.width, encoder.width // encoder.dim):
         log.info("the predictor forecasts the %d dimensions of a teacher that the file does not hold", predictor.out)
         return FrozenEncoder(encoder, predictor), {"encoder": chosen}
@@ -248,7 +248,7 @@ def _fill(
     left: list[str] = []
     parts = {name: translate_encoder(state, sizes.positions) for name, state in encoders.items()}
     if predictor is not None:
-        parts["predictor"] = translate_predictor(predictor, sizes.positions)
+        parts["predictor"] = translate_predictor(predictor, sizes.predictor_form)
     for name, (ours, leftovers) in parts.items():
         left += [f"{name}: {key}" for key in leftovers]
         if not untrained:

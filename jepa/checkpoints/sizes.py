@@ -34,6 +34,7 @@ PREDICTOR_HEADS = 12  # of V-JEPA 2 and 2.1; I-JEPA and V-JEPA give the predicto
 PROBE_HEADS = 16  # whatever the width
 SIDES = {"vjepa2": 256, "vjepa2_1": 384}  # where the name of a file says no other
 FRAMES = {"ijepa": 1, "vjepa": 16, "vjepa2": 64, "vjepa2_1": 64}
+NEEDED = ("family", "heads", "predictor_heads", "size", "frames", "positions")  # to build a model
 NAMED_SIDES = re.compile(r"(?<!\d)(224|256|384|448)(?!\d)")  # vitg-384.pt, vjepa2-vitl-fpc64-256
 NAMED_FRAMES = re.compile(r"fpc(\d+)")
 
@@ -48,6 +49,16 @@ class Sizes:
     size: tuple[int, int] | None = None  # height and width of a frame in pixels
     frames: int | None = None  # of the longest video
     positions: Form | None = None
+    # what no release has, and only files that jepa wrote say
+    predictor_positions: Form | None = None  # where they are not the encoder's
+    levels: tuple[int, ...] | None = None  # where they are not spaced as in the releases
+    norm: bool | None = None  # the encoder ends with a layer norm without parameters
+    eps: float | None = None  # of a probe's layer norms
+
+    @property
+    def predictor_form(self) -> Form | None:
+        """The form of the predictor's positions."""
+        return self.predictor_positions or self.positions
 
     def over(self, other: Sizes) -> Sizes:
         """This, and where it says nothing, the other."""
@@ -58,13 +69,21 @@ class Sizes:
         """InputError where a size cannot be."""
         if self.family is not None:
             check_choice("family", self.family, get_args(Family))
-        if self.positions is not None:
-            check_choice("positions", self.positions, get_args(Form))
+        for name in ("positions", "predictor_positions"):
+            if (form := getattr(self, name)) is not None:
+                check_choice(name, form, get_args(Form))
         for name in ("heads", "predictor_heads", "size", "frames"):
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) and len(value) == 2 and name == "size" else (value,)
             if value is not None and not all(isinstance(number, int) and number > 0 for number in numbers):
                 raise InputError(f"{name} was given {value!r}; expected a whole number from 1 on, or two as a size")
+        for name, fits, wanted in (
+            ("levels", _are_numbers(self.levels), "numbers of blocks"),
+            ("norm", isinstance(self.norm, bool), "true or false"),
+            ("eps", isinstance(self.eps, float) and 0 < self.eps < 1, "a small number"),
+        ):
+            if (value := getattr(self, name)) is not None and not fits:
+                raise InputError(f"the sizes of a model say {name}={value!r}; expected {wanted}: write the file again")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -74,8 +93,13 @@ class Sizes:
     def from_dict(cls, data: Mapping[str, Any]) -> Sizes:
         known = {item.name for item in fields(cls)}
         if unknown := set(data) - known:
-            raise InputError(f"the sizes of a model were given {sorted(unknown)}; known are {', '.join(sorted(known))}")
+            listed = sorted(map(str, unknown))
+            raise InputError(f"the sizes of a model were given {listed}; known are {', '.join(sorted(known))}")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(type(n) is int and n >= 0 for n in value)
 
 
 def find_family(encoder: State, predictor: State | None) -> Family:
@@ -120,7 +144,7 @@ def complete(given: Sizes, encoder: State, predictor: State | None, name: str) -
     else:
         found = replace(found, **_named(name, family, width in table))
     found = given.over(found)
-    missing = [item.name for item in fields(Sizes) if getattr(found, item.name) is None]
+    missing = [name for name in NEEDED if getattr(found, name) is None]
     if predictor is None and "predictor_heads" in missing:
         missing.remove("predictor_heads")
     if missing:

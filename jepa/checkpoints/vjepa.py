@@ -133,8 +133,9 @@ def encoder_like(ours: State, sizes: Sizes) -> VideoViT:
         sizes.heads,
         ratio,
         sizes.positions,
+        norm=bool(sizes.norm),
         swiglu=swiglu,
-        levels=_levels(depth, levels),
+        levels=sizes.levels or _levels(depth, levels),
         images="image_patch_embed.weight" in ours,
     )
 
@@ -221,9 +222,13 @@ def _feed_forward(ours: State) -> tuple[bool, float]:
 
 
 def _levels(depth: int, levels: int) -> tuple[int, ...] | None:
-    """The numbers of the blocks whose outputs V-JEPA 2.1 trains."""
-    if not levels:
-        return None
-    if depth % levels:
+    if levels and depth % levels:
         raise InputError(f"the state dict has {levels} levels in {depth} blocks, expected a divisor; give V-JEPA 2.1's")
+    return published_levels(depth, levels)
+
+
+def published_levels(depth: int, levels: int) -> tuple[int, ...] | None:
+    """The numbers of the blocks whose outputs V-JEPA 2.1 trains; None where it has no such number of levels."""
+    if not levels or depth % levels:
+        return None
     return _UNEVEN.get((depth, levels), tuple(range(depth // levels - 1, depth, depth // levels)))

@@ -61,6 +61,16 @@ def test_there_and_back(tmp_path, depth):
     assert held.keys() == wrapped(state).keys()
 
 
+@pytest.mark.parametrize(("heads", "eps"), [(4, 1e-5), (3, 1e-6)])
+def test_our_files_say_the_heads_and_the_norms_of_a_probe(tmp_path, heads, eps):
+    state, tokens, _ = fixture(4)
+    first = probe_from_published(state, heads=heads, eps=eps)
+    write_official(first, tmp_path / "probe.pt")
+    second = load(str(tmp_path / "probe.pt"))
+    assert second.leftovers == [] and torch.equal(second(tokens), first(tokens))
+    assert not torch.equal(load(str(tmp_path / "probe.pt"), heads=2)(tokens), first(tokens))
+
+
 @pytest.mark.parametrize("names", [("verb", "noun", "action"), ("action",)])
 def test_a_query_and_a_layer_for_each_answer(names):
     torch.manual_seed(0)

@@ -77,6 +77,62 @@ def test_models_that_no_release_has_come_back_too(tmp_path, form, more, caplog):
     assert torch.equal(again.encoder(video), model.encoder(video))
 
 
+def randomised(encoder, predictor):
+    torch.manual_seed(0)
+    model = MaskedJEPA(VideoViT(16, 4, 2, 8, 24, 4, 2, **encoder), MaskPredictor(**predictor), EMA()).eval()
+    for value in model.parameters():
+        value.data.add_(0.1 * torch.randn_like(value))
+    return model
+
+
+TILED = {"positions": "rotary_tiled"}
+PREDICTOR = {"dim": 24, "grid": (2, 2, 2), "masks": 2, "width": 16, "depth": 1, "heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "predictor", "said"),
+    [
+        ({"levels": (0, 3)}, {"levels": 2}, "levels=(0, 3)"),
+        ({"levels": (0, 1, 3)}, {"levels": 3}, "levels=(0, 1, 3)"),
+        ({"levels": (1, 3)}, {"levels": 2}, None),
+        ({"norm": True}, {}, "norm=True"),
+        ({}, {"positions": "rotary_interleaved"}, "predictor_positions=rotary_interleaved"),
+        ({}, {"positions": "sincos_uniform"}, "predictor_positions=sincos_uniform"),
+        ({"positions": "sincos_uniform"}, {"positions": "rotary_interleaved"}, "predictor_positions=rotary_i"),
+    ],
+)
+@torch.no_grad()
+def test_what_leaves_no_trace_is_in_the_sizes(tmp_path, encoder, predictor, said, caplog):
+    first = randomised(TILED | encoder, PREDICTOR | TILED | predictor)
+    write_official(first, tmp_path / "ours.pt")
+    assert said in caplog.text if said else not caplog.text
+    second, video = load(str(tmp_path / "ours.pt")), torch.randint(0, 256, (1, 4, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(first.encoder.latents(video), second.encoder.latents(video))
+    context, target = torch.arange(4)[None], torch.arange(4, 8)[None]
+    z = first.encoder.visible(video, context)
+    assert torch.equal(first.predictor(z, context, target), second.predictor(z, context, target))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"levels": [0, "3"]}, "levels=\\(0, '3'\\); expected numbers of blocks"),
+        ({"levels": [0, 2]}, "that end with the last"),
+        ({"levels": [1, 3]}, "level_norms"),
+        ({"norm": 1}, "norm=1; expected true or false"),
+        ({"eps": "small"}, "eps='small'"),
+        ({"predictor_positions": "rotary"}, "predictor_positions was given 'rotary'"),
+        ({1: 2, "head": 3}, r"\['1', 'head'\]; known are"),
+    ],
+)
+def test_sizes_that_cannot_be_are_one_line(tmp_path, sizes, message):
+    held = official(masked())
+    torch.save(held | {"sizes": held["sizes"] | sizes}, tmp_path / "ours.pt")
+    with pytest.raises(InputError, match=message) as caught:
+        load(str(tmp_path / "ours.pt"))
+    assert "\n" not in str(caught.value)
+
+
 def test_one_encoder_is_written_under_both_names(tmp_path):
     for model in (masked(target=Online(stop_gradient=True)), FrozenEncoder(masked().encoder)):
         held = official(model)
@@ -86,12 +142,20 @@ def test_one_encoder_is_written_under_both_names(tmp_path):
         assert type(load(str(tmp_path / "one.pt"))) is type(model)
 
 
+def forecasting(**predictor):
+    return randomised(TILED, PREDICTOR | TILED | predictor)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (lambda: masked("rotary_interleaved"), "positions=rotary_interleaved"),
         (lambda: masked("rotary_tiled", size=(16, 24)), "frames that are not square"),
         (lambda: masked("rotary_tiled", swiglu=True), "gated feed-forward"),
+        (lambda: forecasting(swiglu=True), "gated feed-forward"),
+        (lambda: forecasting(context=True), "forecasts of the context"),
+        (lambda: forecasting(positions="sincos"), "positions=sincos in the predictor"),
+        (lambda: randomised(TILED | {"norm": True}, PREDICTOR | TILED), "a norm without"),
         (lambda: FrozenEncoder(masked("rotary_tiled").encoder), "given a FrozenEncoder"),
     ],
 )
