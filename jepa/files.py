@@ -11,6 +11,11 @@ from typing import Any, BinaryIO
 from jepa.errors import InputError
 
 
+def unfinished(folder: Path, suffix: str) -> list[Path]:
+    """What :func:`replacing` left in a folder when its process was killed."""
+    return sorted(folder.glob(f".*.part{suffix}"))
+
+
 @contextmanager
 def replacing(path: Path, lasting: bool = False) -> Iterator[Path]:
     """A name beside ``path`` to write to, which takes its place when the block ends well, and vanishes otherwise.

@@ -109,7 +109,8 @@ class Optimizer:
         shape: of the learning rate after the warm-up: half a "cosine" or a "linear" decay to ``final``, or "constant".
         final: learning rate at the end of the horizon, as a fraction of ``lr``.
         horizon: length of the schedules over the length of the training, 1 or more.
-        fused: update all parameters in one kernel, several times as fast; Lightning's 16-mixed cannot clip with it.
+        fused: update all parameters in one kernel, several times as fast; with 16-mixed, which scales the gradients,
+            nothing can be clipped with it.
     """
 
     def __init__(
@@ -132,6 +133,11 @@ class Optimizer:
                 f"Optimizer(lr={lr}, eps={eps}, warmup={warmup}, weight_decay={weight_decay}): expected a positive "
                 "rate and eps, a fraction and a decay of zero or more; change the one that is not"
             )
+        rates = {"start": start, "final": final, "final_weight_decay": final_weight_decay or 0.0}
+        if least := next((name for name, value in rates.items() if not 0 <= value < math.inf), None):
+            raise InputError(f"Optimizer({least}={rates[least]}): expected a number of zero or more; change it")
+        if not all(0 <= beta < 1 for beta in betas) or len(betas) != 2:
+            raise InputError(f"Optimizer(betas={tuple(betas)}): expected two numbers of 0 to below 1; change them")
         if not 1 <= horizon < math.inf or (warmup_steps is not None and warmup_steps < 0):
             raise InputError(
                 f"Optimizer(horizon={horizon}, warmup_steps={warmup_steps}): expected 1 or more, and steps of zero or "

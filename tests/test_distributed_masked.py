@@ -85,6 +85,18 @@ def test_two_processes_are_one_with_the_joint_batch(config, folder):
     assert furthest("one", "two") < 2e-6
 
 
+def test_regularised_latents_of_several_lengths(folder):
+    """Some batches of a process have no clip of a length, and some steps none at all: what stands in for them is no
+    sample of the joint statistic, and the same directions are drawn."""
+    films = "{path: data/moving_digits/train, labels: []"
+    sources = f"--data.sources=[{films}, frames: 4}}, {films}, frames: 2, weight: 0.25}}]"
+    flags = [sources, "--data.splits=[1.0,0.0,0.0]", "--vars.fps=null"]
+    alone("masked_sigreg", "one", *flags)
+    together("masked_sigreg", "two", *flags, "--trainer.strategy=ddp")
+    assert losses("two") == pytest.approx(losses("one"), abs=2e-5)
+    assert furthest("one", "two") < 1e-5
+
+
 def test_a_training_goes_on_sharded_or_not(folder):
     """From the second step on with the other number of processes."""
     config, half = "vjepa2_vitg16", "epoch=0-step=2.ckpt"

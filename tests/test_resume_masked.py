@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jepa.checkpoints import load
+
 KILLER = '''
 import os, signal
 from lightning.pytorch import Callback
@@ -72,6 +74,8 @@ def test_the_losses_of_a_killed_fit(accumulate, kill_at, resumed_at, fit):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = losses("killed")
     assert resumed_at <= len(before) <= kill_at
+    half = Path("runs/killed/.last.1.part.ckpt")  # what a kill in the middle of a checkpoint leaves
+    half.write_bytes(Path("runs/killed/last.ckpt").read_bytes()[:1000])
 
     assert main([*fit, "--vars.run=killed", "--ckpt_path=last"]) == 0
     assert main([*fit, "--vars.run=whole"]) == 0
@@ -79,3 +83,16 @@ def test_the_losses_of_a_killed_fit(accumulate, kill_at, resumed_at, fit):
     assert list(whole) == list(range(7)) and len(set(whole.values())) == 7
     assert losses("killed") == whole
     assert {step: whole[step] for step in before} == before
+    assert not half.exists()
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(fit):
+    """Also where an epoch, of 20 clips here, is no multiple of it."""
+    from jepa.cli import main
+
+    assert main([*fit, "--vars.run=large", "--data.batch_size=8"]) == 0
+    assert main([*fit, "--vars.run=small", "--trainer.accumulate_grad_batches=2"]) == 0
+    assert main([*fit, "--vars.run=other", "--data.batch_size=8", "--data.seed=1"]) == 0
+    large, small, other = (load(f"runs/{run}/last.ckpt").state_dict() for run in ("large", "small", "other"))
+    furthest = lambda one: max(float((one[name] - large[name]).abs().max()) for name in large)  # noqa: E731
+    assert furthest(small) < 2e-6 and furthest(other) > 1e-3

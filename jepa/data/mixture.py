@@ -44,6 +44,7 @@ class MixtureOrder(DistributedSampler):
         seed: Seed of the order and of the keys.
         rank: Number of this process.
         ranks: Number of processes.
+        whole: Clips of a process that an epoch has a multiple of: those of an optimiser step.
     """
 
     def __init__(
@@ -54,15 +55,21 @@ class MixtureOrder(DistributedSampler):
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        whole: int = 1,
     ) -> None:
         self.total = count or sum(sizes)
         super().__init__(range(self.total), num_replicas=ranks, rank=rank, seed=seed)
-        self.sizes, self.skip = np.asarray(sizes), 0
+        self.sizes, self.whole, self.skip = np.asarray(sizes), whole, 0
         self.ends = np.cumsum(weights) / np.sum(weights)
         self.permuted = count is None and len(self.sizes) == 1
 
-    def __len__(self) -> int:
+    @property
+    def share(self) -> int:
+        """Clips of an epoch for each process, before those are left out that make no whole step."""
         return self.total // self.num_replicas
+
+    def __len__(self) -> int:
+        return self.share // self.whole * self.whole
 
     def __iter__(self) -> Iterator[Draw]:
         """From the ``skip``-th clip of this rank on."""

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Subset
 
 from jepa.data.clips import Clips, collate, split
 from jepa.data.hdf5 import Hdf5Episodes
-from jepa.data.order import EpochOrder, ResumableLoader
+from jepa.data.order import EpochOrder, ResumableLoader, check_filled, step_size
 from jepa.data.transforms import random_shift, resize
 from jepa.data.video import ENDINGS, VideoEpisodes
-from jepa.errors import InputError
+from jepa.errors import InputError, check_least
 from jepa.schema import Episodes, Sample, Specs
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ class EpisodeData(LightningDataModule):
         history: Frames that a model may start from; kept in the specs.
         size: Height and width to which the device resizes the frames; as stored if null.
         shift: Training windows are shifted by up to so many pixels at random, all frames alike.
-        drop_last: Leave out the last training batch when it is not full.
+        drop_last: Leave out the last training batch when it is not full, and the last ones that fill no optimiser step
+            where gradients are accumulated.
     """
 
     def __init__(
@@ -68,6 +69,11 @@ class EpisodeData(LightningDataModule):
         drop_last: bool = True,
     ) -> None:
         super().__init__()
+        check_least("workers", workers, 0)
+        check_least("batch_size", batch_size, 1)
+        check_least("windows_per_epoch", windows_per_epoch, 1)
+        check_least("val_windows", val_windows, 1)
+        check_least("seed", seed, 0)
         self.path, self.batch_size, self.workers, self.memory = path, batch_size, workers, memory
         self.splits, self.seed, self.size, self.shift, self.drop_last = splits, seed, size, shift, drop_last
         self.windows_per_epoch, self.val_windows = windows_per_epoch, val_windows
@@ -109,12 +115,9 @@ class EpisodeData(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         clips = self.clips("train")
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = EpochOrder(len(clips), self.windows_per_epoch, self.seed, rank, ranks)
-        if self.drop_last and len(order) < self.batch_size:
-            raise InputError(
-                f"{len(order)} training windows a device fill no batch of {self.batch_size}; "
-                "use a smaller batch_size, more windows_per_epoch or drop_last=False"
-            )
+        whole = step_size(self.trainer, self.batch_size, self.drop_last)
+        order = EpochOrder(len(clips), self.windows_per_epoch, self.seed, rank, ranks, whole)
+        check_filled(order, "windows", self.batch_size)
         options = {"drop_last": self.drop_last} | self._workers()
         return ResumableLoader(clips, order, self.batch_size, self._epoch, **options)
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from jepa.data.clips import collate
+from jepa.errors import InputError, check_least
 
 
 class EpochOrder(DistributedSampler):
@@ -25,14 +27,22 @@ class EpochOrder(DistributedSampler):
         seed: Seed of the order.
         rank: Number of this process.
         ranks: Number of processes.
+        whole: Windows of a process that an epoch has a multiple of: those of an optimiser step.
     """
 
-    def __init__(self, windows: int, count: int | None = None, seed: int = 0, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, windows: int, count: int | None = None, seed: int = 0, rank: int = 0, ranks: int = 1, whole: int = 1
+    ) -> None:
         super().__init__(range(windows), num_replicas=ranks, rank=rank, seed=seed)
-        self.windows, self.count, self.skip = windows, count, 0
+        self.windows, self.count, self.whole, self.skip = windows, count, whole, 0
+
+    @property
+    def share(self) -> int:
+        """Windows of an epoch for each process, before those are left out that make no whole step."""
+        return (self.count or self.windows) // self.num_replicas
 
     def __len__(self) -> int:
-        return (self.count or self.windows) // self.num_replicas
+        return self.share // self.whole * self.whole
 
     def __iter__(self) -> Iterator[int]:
         """From the ``skip``-th number of this rank on."""
@@ -40,6 +50,27 @@ class EpochOrder(DistributedSampler):
         order = random.integers(self.windows, size=self.count) if self.count else random.permutation(self.windows)
         mine = order[self.rank :: self.num_replicas][: len(self)]
         return iter(mine[self.skip :].tolist())
+
+
+def step_size(trainer: Trainer | None, batch_size: int, drop_last: bool) -> int:
+    """Items that one process takes for an optimiser step; 1 where the last step of an epoch may have fewer.
+
+    At the end of an epoch Lightning makes a step of whatever was accumulated: that of fewer batches would be shorter
+    than the others, since the gradient of each is divided by the number of all."""
+    batches = check_least("accumulate_grad_batches", trainer.accumulate_grad_batches, 1) if trainer else 1
+    return batch_size * batches if drop_last else 1
+
+
+def check_filled(order: DistributedSampler, items: str, batch_size: int) -> None:
+    """InputError where an order, an :class:`EpochOrder` or what has its ``share`` and ``whole``, is empty."""
+    if len(order) == 0:
+        step = f"batch of {batch_size}"
+        if order.whole > batch_size:
+            step = f"optimiser step of {order.whole} ({order.whole // batch_size} batches are accumulated)"
+        raise InputError(
+            f"{order.share} training {items} a device fill no {step}; use a smaller batch_size, more "
+            f"{items}_per_epoch or drop_last=False"
+        )
 
 
 class ResumableLoader(DataLoader):

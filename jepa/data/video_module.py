@@ -15,6 +15,7 @@ from jepa.data.crops import Pixels
 from jepa.data.guard import Guard
 from jepa.data.index import VideoIndex
 from jepa.data.mixture import Mixture, MixtureOrder
+from jepa.data.order import check_filled, step_size
 from jepa.data.video_clips import VideoClips, VideoSource, labels_of
 from jepa.errors import InputError, check_least
 from jepa.schema import ActionSpec, ObservationSpec, Specs
@@ -51,7 +52,8 @@ class VideoData(LightningDataModule):
         short: What becomes of videos that are shorter than a clip: "skip" leaves them out, "repeat" repeats their last
             frame, as published.
         time_limit: Seconds after which the reading of a clip is given up; null waits for ever.
-        drop_last: Leave out the last training batch when it is not full.
+        drop_last: Leave out the last training batch when it is not full, and the last ones that fill no optimiser step
+            where gradients are accumulated.
     """
 
     def __init__(
@@ -132,12 +134,9 @@ class VideoData(LightningDataModule):
         parts = self.parts("train")
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sizes, weights = [len(clips) for clips in parts], [clips.source.weight for clips in parts]
-        order = MixtureOrder(sizes, weights, self.clips_per_epoch, self.seed, rank, ranks)
-        if len(order) < (self.batch_size if self.drop_last else 1):
-            raise InputError(
-                f"{len(order)} training clips a device fill no batch of {self.batch_size}; "
-                "use a smaller batch_size, more clips_per_epoch or drop_last=False"
-            )
+        whole = step_size(self.trainer, self.batch_size, self.drop_last)
+        order = MixtureOrder(sizes, weights, self.clips_per_epoch, self.seed, rank, ranks, whole)
+        check_filled(order, "clips", self.batch_size)
         options = {"drop_last": self.drop_last} | self._workers()
         return TrainingLoader(Mixture(parts), order, self.batch_size, self._epoch, self.failed, **options)
 

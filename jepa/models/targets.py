@@ -70,6 +70,8 @@ class EMA(Target):
 
     def __init__(self, start: float = 0.99, end: float = 0.999, norm: bool = True, horizon: float = 1.0) -> None:
         super().__init__(norm)
+        if not (0 <= start <= 1 and 0 <= end <= 1):
+            raise InputError(f"EMA(start={start}, end={end}): expected momenta of 0 to 1; change the one that is not")
         if not 1 <= horizon < math.inf:
             raise InputError(f"EMA(horizon={horizon}): expected 1 or more; give e.g. 1.25, as published for V-JEPA")
         self.start, self.end, self.horizon = start, end, horizon

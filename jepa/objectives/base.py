@@ -36,6 +36,14 @@ class Objective(nn.Module, ABC):
         self.weight = weight
         self.ramp = ramp
 
+    #: whether the term is one of the whole batch, and not a mean over its samples: accumulated gradients of several
+    #: batches are then not those of the large one
+    joint = False
+
+    def begin_step(self, step: int) -> None:
+        """Told before every training batch: ``step`` optimiser steps are done. What is drawn anew at every step goes by
+        it; the batches whose gradients are accumulated share their step."""
+
     def bind(self, specs: Specs, dim: int) -> None:
         """Build the parameters that depend on the action space and on the latent width D; most have none.
 

@@ -39,8 +39,9 @@ def joint_sum(local: Tensor, over: Over) -> Tensor:
 
 
 def joint_count(samples: Tensor, over: Over) -> Tensor:
-    """Number of samples of a group [G,n,D] over all processes: a scalar tensor."""
-    return joint_sum(samples.new_tensor(float(samples.shape[1])), over)
+    """Number of samples of a group [G,n,D] over all processes, at least 1: a scalar tensor. Predictions that stand in
+    for a length that no process has give none; what is divided by the number then counts for nothing."""
+    return joint_sum(samples.new_tensor(float(samples.shape[1])), over).clamp(min=1)
 
 
 def centred(samples: Tensor, over: Over) -> tuple[Tensor, Tensor]:
@@ -49,14 +50,14 @@ def centred(samples: Tensor, over: Over) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: a group has a single sample, so that it has no spread.
     """
-    if samples.shape[1] * (1 if over == "time" else _processes()) < 2:
+    if samples.shape[1] < 2 and (over == "time" or _processes() < 2):
         raise InputError(
             f"a spread over={over!r} was asked of 1 sample; expected at least 2: "
             f"{'lengthen the window of frames' if over == 'time' else 'raise the batch size'}"
         )
     count = joint_count(samples, over)
     mean = joint_sum(samples.sum(1, keepdim=True), over) / count
-    return samples - mean, count - 1
+    return samples - mean, (count - 1).clamp(min=1)
 
 
 def _processes() -> int:

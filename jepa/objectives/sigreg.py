@@ -71,9 +71,10 @@ class _TrigSums(torch.autograd.Function):
 class SIGReg(Objective):
     """Epps-Pulley distance of the latents' random projections from the standard normal distribution.
 
-    Always in float32. Every training step draws fresh directions from (seed, step), the same on all processes; the
-    step is part of the state dict, so a resumed run continues the sequence. In evaluation the directions are those
-    of step 0, so that values compare. Tokens of one step count as samples beside the batch, and the statistic grows
+    Always in float32. Every training step draws fresh directions from (seed, step), the same on all processes and for
+    all predictions of a step. The step is that of ``begin_step``, or else the number of calls so far; it is part of the
+    state dict, so a resumed run continues the sequence. In evaluation the directions are those of step 0, so that
+    values compare. Tokens of one step count as samples beside the batch, and the statistic grows
     with their number where the latents are not Gaussian: B*K samples on the [B,1,K,D] of a masked model, whose tokens
     differ by their places even where clips do not; ``over="clip"`` tests the B means over a clip's tokens.
 
@@ -86,6 +87,8 @@ class SIGReg(Objective):
         weight: factor of this term in the loss.
         ramp: fractions of the training between which the factor grows from zero to ``weight``.
     """
+
+    joint = True
 
     def __init__(
         self,
@@ -103,13 +106,16 @@ class SIGReg(Objective):
         self.knots = knots
         self.over = check_choice("SIGReg.over", over, ("step", "batch", "clip"))
         self.seed = seed
-        self.step = 0
+        self.step, self._told = 0, False
+
+    def begin_step(self, step: int) -> None:
+        self.step, self._told = step, True
 
     def forward(self, prediction: Prediction) -> Tensor:
         with torch.autocast(prediction.z.device.type, enabled=False):
             samples = grouped(prediction.z, self.over)
             directions = self._draw(samples.shape[-1], self.step if self.training else 0).to(samples)
-            self.step += self.training
+            self.step += self.training and not self._told
             return epps_pulley(samples, directions, self.knots, self.over)
 
     def _draw(self, dim: int, step: int) -> Tensor:

@@ -45,6 +45,10 @@ class Variance(Objective):
         self.margin = margin
         self.over = check_choice("Variance.over", over, OVER)
 
+    @property
+    def joint(self) -> bool:
+        return self.over != "time"
+
     def forward(self, prediction: Prediction) -> Tensor:
         x, freedom = centred(grouped(prediction.z, self.over), self.over)
         variance = joint_sum(x.square().sum(1), self.over) / freedom
@@ -66,6 +70,8 @@ class Covariance(Objective):
         weight: factor of this term in the loss.
         ramp: fractions of the training between which the factor grows from zero to ``weight``.
     """
+
+    joint = True
 
     def __init__(
         self,

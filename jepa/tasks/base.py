@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import MPIEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from jepa.checkpoints.load import read, read_specs
 from jepa.errors import InputError
+from jepa.files import unfinished
 from jepa.runtime import parse_errors
 from jepa.schema import Specs
 from jepa.tasks.curves import Curves
@@ -34,6 +38,15 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         with parse_errors(self.parser):
             super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, ZeroDivisionError, MisconfigurationException) as error:
+            if isinstance(error, InputError):
+                raise
+            said = " ".join(str(error).split())
+            raise InputError(f"the trainer cannot be built: {said}; change that part of trainer") from error
 
 
 def options(prog: str, args: list[str]) -> dict[str, Any]:
@@ -61,6 +74,9 @@ def run_trainer(verb: str, args: list[str]) -> None:
     """Build the trainer, model and data of the configuration, and run one verb of the trainer."""
     cli = CommandLine(**options(f"jepa {verb}", args))
     path = checkpoint_path(cli.config.ckpt_path, cli.trainer.checkpoint_callbacks)
+    if verb == "fit":
+        check_nodes(cli.trainer)
+        path = requeued(cli.trainer) or path
     if path is None and verb != "fit":
         raise InputError(f"{verb} was given no checkpoint; name one with --ckpt_path PATH, or 'last' for this run's")
     checkpoint = None if path is None else read(path)
@@ -72,6 +88,23 @@ def run_trainer(verb: str, args: list[str]) -> None:
     getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     if verb == "fit":
         save_last(cli.trainer)
+
+
+def requeued(trainer: Trainer) -> str | None:
+    """The checkpoint that Lightning wrote when SLURM took this job off its node, and goes on with, whatever else was
+    asked for."""
+    saved = {int(p.stem.split("_")[-1]): p for p in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")}
+    return str(saved[max(saved)]) if saved else None
+
+
+def check_nodes(trainer: Trainer) -> None:
+    """InputError where a run of several machines was started by hand on one: it would wait for the others for ever."""
+    launched = TorchElasticEnvironment.detect() or SLURMEnvironment.detect() or MPIEnvironment.detect()
+    if trainer.num_nodes > 1 and not launched and "NODE_RANK" not in os.environ:
+        raise InputError(
+            f"this run is for {trainer.num_nodes} machines, and nothing tells which of them this is; start it with "
+            "torchrun or srun on each, or give one machine: --vars.nodes=1, or --trainer.num_nodes=1 without vars.nodes"
+        )
 
 
 def save_last(trainer: Trainer) -> None:
@@ -88,7 +121,11 @@ def checkpoint_path(asked: str | None, callbacks: list) -> str | None:
             raise InputError(f"no checkpoint at {asked}; give an existing file, or 'last' for the newest of this run")
         return asked
     folders = [Path(callback.dirpath) for callback in callbacks if callback.dirpath]
-    found = sorted((p for folder in folders for p in folder.glob("*.ckpt")), key=lambda p: p.stat().st_mtime)
+    for partial in (p for folder in folders for p in unfinished(folder, ".ckpt")):
+        log.warning("%s is half a checkpoint, of a run that was killed while it wrote: it is removed", partial)
+        partial.unlink(missing_ok=True)
+    whole = (p for folder in folders for p in folder.glob("[!.]*.ckpt"))
+    found = sorted(whole, key=lambda p: p.stat().st_mtime)
     if not found:
         log.info("no checkpoint yet in %s: starting from the beginning", ", ".join(map(str, folders)) or "this run")
         return None

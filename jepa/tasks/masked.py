@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,6 +118,8 @@ class MaskedPretrain(Training):
         first, total = None, sum(group.count for group in batch)
         for group in batch:
             predictions = self.world(group.sample.video, group.masks)
+            if group.count == 0:  # statistics of the joint batch have no sample of it
+                predictions = [replace(prediction, z=prediction.z[:0]) for prediction in predictions]
             first = first or predictions[0].detach()
             share = group.count / total
             for name, value in self._losses(predictions).items():
@@ -147,7 +149,7 @@ class MaskedPretrain(Training):
     ) -> None:
         """Clip the encoder's and the predictor's gradients, each by its own norm, as published for V-JEPA."""
         if self.clip is None:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif self.progress >= self.clip_after:
             for part in (self.world.encoder, self.world.predictor):
                 torch.nn.utils.clip_grad_norm_(part.parameters(), self.clip)

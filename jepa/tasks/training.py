@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from jepa.checkpoints.load import describe
 from jepa.errors import InputError
@@ -17,6 +19,8 @@ from jepa.objectives.base import Objective
 from jepa.optim import Optimizer
 from jepa.schema import Prediction, Specs
 from jepa.tasks.start import check_weights
+
+log = logging.getLogger(__name__)
 
 
 class Training(LightningModule):
@@ -48,6 +52,28 @@ class Training(LightningModule):
         for objective in self.objectives.values():
             objective.bind(specs, width)
 
+    clip: float | None = None  # largest norm of gradients, where a subclass clips them itself
+
+    def on_fit_start(self) -> None:
+        clip = self.clip or self.trainer.gradient_clip_val
+        if clip and self.trainer.precision == "16-mixed" and self.optimizer.fused:
+            raise InputError(
+                f"gradients were to be clipped at {clip} while they are still scaled, as a fused optimiser unscales "
+                "them later; set trainer.precision to bf16-mixed, or fused of the optimizer to false"
+            )
+        batches = self.trainer.accumulate_grad_batches
+        if batches > 1 and (joint := [name for name, objective in self.objectives.items() if objective.joint]):
+            log.warning(
+                "%s: a statistic of each batch, so that the accumulated gradients of %d batches are not those of one "
+                "batch as large",
+                ", ".join(joint),
+                batches,
+            )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        for objective in self.objectives.values():
+            objective.begin_step(self.trainer.global_step)
+
     @property
     def progress(self) -> float:
         """From 0 to 1 over the optimiser steps of the training."""
@@ -77,9 +103,34 @@ class Training(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.world.target.update(self.world.encoder, self.progress)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does, but also for a fused optimiser under bf16-mixed: only scaled gradients forbid that."""
+        if not gradient_clip_val:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        by_value = gradient_clip_algorithm == "value"
+        clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+        clip(parameters, gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_finite()
         checkpoint["jepa"] = describe(self.world, self.hparams["world"])
         checkpoint["random_state"] = torch.get_rng_state()
+
+    def _check_finite(self) -> None:
+        """InputError where a weight is not finite: such a checkpoint would take the place of one that is of use."""
+        shards = (value.to_local() if isinstance(value, DTensor) else value for value in self.world.parameters())
+        finite = all(bool(torch.isfinite(value).all()) for value in shards)
+        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            raise InputError(
+                f"weights are not finite after step {self.trainer.global_step}, and are not saved; the last checkpoint "
+                "is as it was: lower the learning rate, or skip such steps with jepa.callbacks.LossSpikeGuard"
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint")

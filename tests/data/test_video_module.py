@@ -190,12 +190,29 @@ def test_pixels_are_those_of_the_files(films):
 def test_two_processes_get_the_batches_of_one(films, monkeypatch):
     def drawn(rank: int, ranks: int, batch_size: int) -> list[list[int]]:
         module = data(films, clips_per_epoch=48, batch_size=batch_size)
-        module.trainer = type("Place", (), {"global_rank": rank, "world_size": ranks, "current_epoch": 2})
+        module.trainer = place(rank, ranks)
         return [sorted(batch.key.tolist()) for (batch,) in module.train_dataloader()]
 
     parts, joint = [drawn(rank, 2, 4) for rank in range(2)], drawn(0, 1, 8)
     assert [sorted(first + second) for first, second in zip(*parts, strict=True)] == joint
     assert len(np.unique(joint)) == 48
+
+
+def place(rank: int, ranks: int, accumulate: int = 1) -> object:
+    about = {"global_rank": rank, "world_size": ranks, "current_epoch": 2, "accumulate_grad_batches": accumulate}
+    return type("Place", (), about)
+
+
+@pytest.mark.parametrize(("accumulate", "batches"), [(1, 5), (2, 4), (3, 3), (5, 5)])
+def test_an_epoch_has_whole_optimiser_steps(films, accumulate, batches):
+    """Lightning makes a step of whatever was accumulated when an epoch ends: a shorter one than the others."""
+    module = data(films, batch_size=4, clips_per_epoch=22)
+    module.trainer = place(0, 1, accumulate)
+    loader = module.train_dataloader()
+    assert len(loader) == batches and len(list(loader)) == batches
+    module.trainer = place(0, 1, 6)
+    with pytest.raises(InputError, match="22 training clips a device fill no optimiser step of 24 .6 batches"):
+        module.train_dataloader()
 
 
 def test_too_few_clips_and_no_source_say_so(films):

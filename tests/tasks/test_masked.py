@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,6 +19,8 @@ from jepa.models.masked import MaskedJEPA, MaskPredictor
 from jepa.models.targets import EMA
 from jepa.models.video import VideoViT
 from jepa.objectives.prediction import Regression
+from jepa.objectives.sigreg import SIGReg
+from jepa.objectives.vicreg import Variance
 from jepa.optim import Optimizer
 from jepa.schema import ActionSpec, ObservationSpec, Sample, Specs
 from jepa.tasks.masked import Hidden, MaskedPretrain
@@ -156,7 +160,9 @@ def test_the_teacher_and_the_schedules_count_optimiser_steps():
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == 4
 
 
-def gradient_norms(steps: int, **options: object) -> list[tuple[float, float]]:
+def gradient_norms(
+    steps: int, training: dict[str, object] | None = None, **options: object
+) -> list[tuple[float, float]]:
     """Of encoder and predictor, as the optimiser sees them."""
     model, norms = task(**options), []
     clip = model.configure_gradient_clipping
@@ -168,7 +174,8 @@ def gradient_norms(steps: int, **options: object) -> list[tuple[float, float]]:
         norms.append(tuple(float(torch.stack(found).norm()) for found in gradients))
 
     model.configure_gradient_clipping = clipped
-    trainer(steps).fit(model, datamodule=Batches(*([clips(2, seed=number)] for number in range(steps))))
+    batches = Batches(*([clips(2, seed=number)] for number in range(steps)))
+    trainer(steps, **(training or {})).fit(model, datamodule=batches)
     return norms
 
 
@@ -176,6 +183,47 @@ def test_encoder_and_predictor_are_clipped_apart():
     free = gradient_norms(1)[0]
     limit = min(free) / 2
     assert gradient_norms(1, clip=limit)[0] == pytest.approx((limit, limit), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_trainer_clips_what_a_fused_optimiser_gets(precision):
+    """Lightning refuses that under every mixed precision, though only scaled gradients forbid it."""
+    limits = {"precision": precision, "gradient_clip_val": 1e-3}
+    (parts,) = gradient_norms(1, limits, optimizer=Optimizer(lr=1e-2, warmup=0.0, fused=True))
+    assert math.hypot(*parts) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_scaled_gradients_are_not_clipped(monkeypatch):
+    monkeypatch.setattr(Trainer, "precision", "16-mixed")  # which Lightning replaces on a CPU
+    for model, options in ((task(clip=0.5), {}), (task(), {"gradient_clip_val": 1.0})):
+        with pytest.raises(InputError, match="while they are still scaled.*bf16-mixed"):
+            trainer(1, **options).fit(model, datamodule=Batches([clips(2)]))
+    trainer(1).fit(task(clip=0.5, optimizer=Optimizer(fused=False)), datamodule=Batches([clips(2)]))
+
+
+def test_weights_that_are_not_finite_take_no_checkpoint_s_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa.tasks.training.describe", lambda *_: {})  # of a model that no config made
+    good: dict[str, bytes] = {}
+    kept = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+
+    class Breaks(Callback):
+        def on_train_batch_end(self, trainer: Trainer, model: MaskedPretrain, *rest: object) -> None:
+            if trainer.global_step == 2:
+                next(model.world.predictor.parameters()).data.fill_(torch.nan)
+                good.update({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+
+    model, batches = task(), [[clips(2, seed=number)] for number in range(3)]
+    with pytest.raises(InputError, match="weights are not finite after step 2, and are not saved"):
+        trainer(3, enable_checkpointing=True, callbacks=[Breaks(), kept]).fit(model, datamodule=Batches(*batches))
+    assert "last.ckpt" in good and {path.name: path.read_bytes() for path in tmp_path.iterdir()} == good
+
+
+@pytest.mark.parametrize(("objective", "told"), [(SIGReg(16), True), (Variance(), True), (Regression("l1"), False)])
+def test_accumulation_of_statistics_is_told(objective, told, caplog):
+    model = task(objectives={"l1": Regression("l1"), "spread": objective})
+    batches = [[clips(4, seed=number)] for number in range(2)]
+    trainer(1, accumulate_grad_batches=2).fit(model, datamodule=Batches(*batches))
+    assert ("spread: a statistic of each batch" in caplog.text) is told
 
 
 def test_clipping_begins_where_it_was_told_to():
