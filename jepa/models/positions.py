@@ -87,9 +87,10 @@ def rotate_3d(x: Tensor, table: Table) -> Tensor:
 class Rotation:
     """Turns queries and keys ``[...,B,heads,L,head]`` by a table ``[B,1,L,n]`` of :func:`rotary_grid`.
 
-    Made once per forward pass and shared by all layers, so that the angles, which are float32, are rounded once where
-    the layers compute in less. Where pairs turn as one, and in float32, they are multiplied as complex numbers: one
-    pass over the memory instead of three.
+    Made once per forward pass and shared by all layers. The angles stay float32 and are rounded anew where a layer
+    computes in less: a block whose activations are computed again may not change what it was given, or compilers break
+    the graph there. Where pairs turn as one, and in float32, they are multiplied as complex numbers: one pass over the
+    memory instead of three.
     """
 
     def __init__(self, table: Table, pairs: bool, head: int) -> None:
@@ -103,8 +104,6 @@ class Rotation:
         if self.complex is not None and x.dtype == torch.float32:
             turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * self.complex
             return torch.view_as_real(turned).flatten(-2)
-        if self.table[0].dtype != x.dtype:
-            self.table = tuple(t.to(x.dtype) for t in self.table)
         return rotate_3d(x, self.table)
 
 
