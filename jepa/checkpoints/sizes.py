@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
+from jepa.checkpoints.grids import grid_of
 from jepa.checkpoints.keys import State, shape_of
 from jepa.errors import InputError, check_choice
 from jepa.models.positions import Form
@@ -123,7 +126,7 @@ def complete(given: Sizes, encoder: State, predictor: State | None, name: str) -
     """All sizes of an official encoder and predictor; ``name`` is the file's, which may say the frame size.
 
     Raises:
-        InputError: sizes that the table does not know, and that must be given.
+        InputError: sizes that the table does not know, and that must be given; or that the stored positions contradict.
     """
     given.check()
     family = given.family or find_family(encoder, predictor)
@@ -131,16 +134,17 @@ def complete(given: Sizes, encoder: State, predictor: State | None, name: str) -
     tubelet, patch = (kernel[0] if len(kernel) == 3 else 1), kernel[-1]
     table = HEADS | WIDE_HEADS if family == "ijepa" else HEADS
     heads = given.heads or table.get(width)
-    same = family in ("ijepa", "vjepa")
+    same, form = family in ("ijepa", "vjepa"), given.positions or POSITIONS[family]
     found = Sizes(
         family=family,
         heads=heads,
         predictor_heads=heads if same else _narrow_heads(predictor, width, table),
         positions=POSITIONS[family],
     )
-    if same:
-        stored = shape_of(encoder, "pos_embed", f"an encoder of {family}", axes=3)[1]
-        found = replace(found, **_stored(stored, tubelet, patch, given, FRAMES[family]))
+    if form.startswith("sincos"):
+        shape_of(encoder, "pos_embed", f"an encoder of {family}", axes=3)
+        stored = _trained(encoder["pos_embed"], form, tubelet, patch, given, name)
+        found = replace(found, **(stored or _stored(encoder["pos_embed"], tubelet, patch, given, FRAMES[family])))
     else:
         found = replace(found, **_named(name, family, width in table))
     found = given.over(found)
@@ -163,8 +167,26 @@ def _narrow_heads(predictor: State | None, width: int, table: Mapping[int, int])
     return PREDICTOR_HEADS if predictor is not None and width in table else None
 
 
-def _stored(tokens: int, tubelet: int, patch: int, given: Sizes, frames: int) -> dict[str, Any]:
-    """Frame size and frames from the number of stored positions, as far as these say them."""
+def _trained(table: Tensor, form: Form, tubelet: int, patch: int, given: Sizes, name: str) -> dict[str, Any] | None:
+    """Frame size and frames from the places that a table ``[1,tokens,width]`` holds; None where it is no such table.
+
+    Positions of another grid would be those of other places: they are refused.
+    """
+    if (grid := grid_of(table[0], form)) is None:
+        return None
+    frames, size = grid[0] * tubelet, (grid[1] * patch, grid[2] * patch)
+    if given.frames not in (None, frames) or given.size not in (None, size):
+        asked = [f"{key}={value}" for key, value in (("size", given.size), ("frames", given.frames)) if value]
+        raise InputError(
+            f"{name} holds the positions that it was trained with, of {frames} frames of {size[0]}x{size[1]} pixels, "
+            f"but was given {' and '.join(asked)}; leave that out (clips may still be shorter)"
+        )
+    return {"frames": frames, "size": size}
+
+
+def _stored(table: Tensor, tubelet: int, patch: int, given: Sizes, frames: int) -> dict[str, Any]:
+    """Frame size and frames from the number of stored positions, as far as it says them."""
+    tokens = table.shape[1]
     if given.size is not None:
         per_frame = (given.size[0] // patch) * (given.size[1] // patch)
         if not per_frame or tokens % per_frame:
@@ -185,6 +207,7 @@ def _named(name: str, family: Family, published: bool) -> dict[str, Any]:
     """Frame size and frames from the name of a file, else as published."""
     side, frames = NAMED_SIDES.findall(name), NAMED_FRAMES.findall(name)
     found: dict[str, Any] = {}
+    published = published and family in SIDES
     if side or published:
         found["size"] = (int(side[-1]) if side else SIDES[family],) * 2
     if frames or published:

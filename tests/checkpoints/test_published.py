@@ -7,19 +7,33 @@ import os
 
 import pytest
 import torch
-from official import DEPTH, DIM, PATCH, TUBELET, checkpoint, drawn, encoder_shapes, predictor_shapes, stripped
+from official import (
+    DEPTH,
+    DIM,
+    PATCH,
+    TUBELET,
+    WRAPPED,
+    checkpoint,
+    drawn,
+    encoder_shapes,
+    predictor_shapes,
+    stripped,
+)
 from safetensors.torch import save_file
 
 from jepa.checkpoints import load
+from jepa.checkpoints.grids import grid_of
 from jepa.checkpoints.vjepa import encoder_to_published, predictor_to_published
 from jepa.errors import InputError
 from jepa.models.frozen import FrozenEncoder
 from jepa.models.masked import MaskedJEPA
+from jepa.models.positions import sincos_2d, sincos_3d
 from jepa.models.targets import EMA
 from jepa.schema import Sample
 
 FORMS = {"ijepa": "sincos_2d", "vjepa": "sincos_uniform", "vjepa2": "rotary_tiled", "vjepa2_1": "rotary_interpolated"}
 SIDE, FRAMES = 4, 6  # of the grid, of the clip
+PREFIX = "module.backbone."
 
 
 def tokens(family):
@@ -181,6 +195,49 @@ def test_frame_sizes_follow_from_stored_positions(tmp_path):
     refused("size", str(tmp_path / "flat.pt"), heads=2, frames=6)
 
 
+def with_places(family, grid):
+    """What training stores: the sines and cosines of the places of a grid."""
+
+    def change(held):
+        for part, name, width in (("encoder", "pos_embed", DIM), ("predictor", "predictor_pos_embed", 20)):
+            table = sincos_2d(grid[1:], width) if family == "ijepa" else sincos_3d(grid, width)
+            held[part][WRAPPED.get(family, PREFIX) + name] = table[None]
+        held["target_encoder"] = held["encoder"]
+        return held
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("family", "grid"), [("vjepa", (8, 14, 14)), ("vjepa", (2, 3, 5)), ("ijepa", (1, 14, 14)), ("ijepa", (1, 2, 8))]
+)
+def test_the_trained_size_is_that_of_the_stored_places(tmp_path, family, grid):
+    path, _ = written(tmp_path, family, with_places(family, grid))
+    frames, size = grid[0] * (1 if family == "ijepa" else TUBELET), (grid[1] * PATCH, grid[2] * PATCH)
+    for given in ({}, {"frames": frames}, {"size": size}, {"frames": frames, "size": size}):
+        encoder = load(path, heads=2, **given).encoder
+        assert encoder.positions.grid == grid and encoder.frame == size and encoder.frames == frames
+    # as many tokens, at other places
+    for given in ({"size": (size[0] // grid[1], size[1] * grid[1])}, {"frames": 2 * frames}, {"size": size[0] // 2}):
+        refused(f"trained with, of {frames} frames of {size[0]}x{size[1]} pixels, but", path, heads=2, **given)
+
+
+@pytest.mark.parametrize("form", ["sincos", "sincos_uniform", "sincos_2d"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [24, 1024])
+def test_grids_of_tables(form, kind, width):
+    for grid in ((1, 1, 1), (1, 24, 24), (4, 14, 7), (1, 3, 2), (32, 1, 2)):
+        if form == "sincos_2d":
+            grid = (1, *grid[1:])
+            table = sincos_2d(grid[1:], width)
+        else:
+            table = sincos_3d(grid, width, form == "sincos_uniform")
+        assert grid_of(table.to(kind), form) == grid
+        if len(table) > 1:
+            assert grid_of(table.flip(0), form) is None and grid_of(torch.zeros_like(table), form) is None
+    assert grid_of(torch.randn(12, 4), form) is None
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -244,9 +301,6 @@ def drop(part, key):
         return held
 
     return change
-
-
-PREFIX = "module.backbone."
 
 
 @pytest.mark.parametrize(
