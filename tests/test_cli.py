@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ import yaml
 
 from jepa import __version__
 from jepa.checkpoints.load import read
+from jepa.tasks.base import checkpoint_path
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUN = ("-c", "pretrain/two_rooms", "--vars.dim=16", "--data.val_windows=4", "--trainer.accelerator=cpu")
@@ -68,6 +72,28 @@ def test_last_starts_at_the_beginning_and_then_goes_on(jepa, workshop, caplog):
     with Path("runs/twice/logs/metrics.csv").open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert steps[:2] == [0, 1] and len(steps) == 4 and steps == sorted(steps)
+
+
+def test_a_job_that_slurm_started_again_keeps_its_curves(jepa, workshop):
+    """Lightning goes on with the checkpoint that it wrote when it was told to leave its node, though none is named."""
+    workshop.data("two_rooms")
+    fit = ("fit", *SMALL, "--vars.run=requeued", "--trainer.log_every_n_steps=1")
+    assert jepa(*fit, "--trainer.max_steps=2").code == 0
+    shutil.copy("runs/requeued/last.ckpt", "runs/requeued/hpc_ckpt_1.ckpt")
+    assert jepa(*fit, "--trainer.max_steps=4").code == 0
+    with Path("runs/requeued/logs/metrics.csv").open(newline="") as file:
+        steps = [row["step"] for row in csv.DictReader(file) if row["train/loss"]]
+    assert steps[:2] == ["0", "1"] and len(steps) == 4
+
+
+def test_half_a_checkpoint_is_not_the_last_one(jepa, workshop, tmp_path):
+    """A process that is killed while it writes leaves the name that it wrote to."""
+    (tmp_path / "last.ckpt").write_bytes(b"whole")
+    half = tmp_path / ".step=9.123.part.ckpt"
+    half.write_bytes(b"half")
+    os.utime(tmp_path / "last.ckpt", (1, 1))
+    callback = SimpleNamespace(dirpath=str(tmp_path))
+    assert checkpoint_path("last", [callback]) == str(tmp_path / "last.ckpt") and not half.exists()
 
 
 def test_a_run_that_starts_anew_forgets_the_old_curves(jepa, workshop):
