@@ -197,10 +197,15 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 def _alike(shapes: Sequence[object]) -> list[list[int]]:
     """Numbers of equal items, together."""
-    groups: dict[object, list[int]] = {}
+    groups: list[list[int]] = []
     for number, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(number)
-    return list(groups.values())
+        # compared, and never hashed: a hash would bind a compiled model to these very lengths
+        group = next((group for group in groups if shapes[group[0]] == shape), None)
+        if group is None:
+            groups.append([number])
+        else:
+            group.append(number)
+    return groups
 
 
 def _sizes(dim: int, levels: int, grid: Grid, images: bool) -> str:

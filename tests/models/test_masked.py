@@ -153,6 +153,19 @@ def test_it_compiles_without_graph_breaks():
         assert torch.allclose(mine.p, theirs.p, atol=1e-5) and torch.allclose(mine.h, theirs.h, atol=1e-5)
 
 
+def test_rows_of_other_lengths_in_every_batch_need_few_graphs():
+    """As the legacy collation cuts them: after a handful of batches no length compiles the model anew."""
+    torch._dynamo.reset()
+    whole, graphs = model(), []
+    compiled = torch.compile(whole, backend=lambda graph, inputs: graphs.append(graph) or graph, fullgraph=True)
+    with torch.no_grad():
+        for step in range(12):
+            masks = [mask(4 + step % 5, 1, 9 - step % 4), mask(5 + step % 3, 1, 3 + step % 5)]
+            for mine, theirs in zip(whole(clip(), masks), compiled(clip(), masks)):
+                assert torch.allclose(mine.p, theirs.p, atol=1e-5)
+    assert len(graphs) <= 4
+
+
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="set the predictor's as the encoder's"):
         MaskedJEPA(VideoViT(24, 8, 2, 8, DIM, 1, 2), predictor(), EMA())
