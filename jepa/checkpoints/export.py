@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jepa.checkpoints import hf
 from jepa.checkpoints.attentive import probe_to_published
 from jepa.checkpoints.io import save, whole
-from jepa.checkpoints.published import Which
+from jepa.checkpoints.published import UNNAMED, Which
 from jepa.checkpoints.sizes import POSITIONS, Sizes
 from jepa.checkpoints.vjepa import encoder_to_published, predictor_to_published, published_levels
 from jepa.errors import InputError, check_choice
@@ -33,9 +33,10 @@ ADVICE = "free some space and export again"
 def write_official(model: nn.Module, path: Path) -> None:
     """Write a file of torch.save as the releases have it, with ``sizes`` beside the weights, which tell the rest.
 
-    A masked model becomes ``encoder``, ``predictor`` and ``target_encoder``, an encoder alone the first and the last,
-    an attentive probe ``classifiers``. Keys begin with module.backbone., as those of the releases; images' and probes'
-    with module. alone.
+    A masked model becomes ``encoder``, ``predictor`` and ``target_encoder``, an attentive probe ``classifiers``. An
+    encoder alone becomes the first and the last, as it is both; one that was read from a file that held it as either of
+    them becomes that. Keys begin with module.backbone., as those of the releases; images' and probes' with module.
+    alone.
 
     Raises:
         InputError: the model is none of the published families.
@@ -54,10 +55,13 @@ def official(model: nn.Module) -> dict[str, Any]:
     predictor = getattr(model, "predictor", None)
     sizes = _sizes(encoder, predictor)
     prefix = "module." if sizes.positions == "sincos_2d" else "module.backbone."
-    held: dict[str, Any] = {"encoder": _prefixed(encoder_to_published(encoder), prefix)}
+    role, held = getattr(model, "role", UNNAMED), {}
+    if role != "target":
+        held["encoder"] = _prefixed(encoder_to_published(encoder), prefix)
     if predictor is not None:
         held["predictor"] = _prefixed(predictor_to_published(predictor), prefix)
-    held["target_encoder"] = _prefixed(encoder_to_published(_reader(model)), prefix)
+    if role != "context":
+        held["target_encoder"] = _prefixed(encoder_to_published(_reader(model)), prefix)
     own = {name: getattr(sizes, name) for name in ("predictor_positions", "levels", "norm")}
     own["positions"] = sizes.positions if sizes.family is None else None
     if said := [f"{name}={value}" for name, value in own.items() if value is not None]:

@@ -46,6 +46,7 @@ class Contents:
     """What a file holds, by official names without prefixes."""
 
     encoders: dict[str, State] = field(default_factory=dict)  # by role: "context", "target" or UNNAMED
+    names: dict[str, str] = field(default_factory=dict)  # the entries of the file that these are, by role
     predictor: State | None = None
     probes: list[State] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
@@ -83,7 +84,13 @@ def _open_hf(path: Path, held: State) -> Contents:
     parts = hf.to_official(held)
     hf.check_config(config, parts["encoder"])
     probes = [parts["probe"]] if "probe" in parts else []
-    return Contents({UNNAMED: parts["encoder"]}, parts.get("predictor"), probes, [], hf.sizes_of(config), hf.EPS)
+    return Contents(
+        {UNNAMED: parts["encoder"]},
+        predictor=parts.get("predictor"),
+        probes=probes,
+        sizes=hf.sizes_of(config),
+        eps=hf.EPS,
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -102,7 +109,8 @@ def _open_official(path: str | Path, held: Mapping[str, Any]) -> Contents:
     contents = Contents()
     for name, role in ENCODERS.items():
         if name in held:
-            contents.encoders[role] = bare(_state(path, name, held[name]))
+            contents.leftovers += [contents.names[role]] if role in contents.names else []
+            contents.encoders[role], contents.names[role] = bare(_state(path, name, held[name])), name
     if PREDICTOR in held:
         contents.predictor = bare(_state(path, PREDICTOR, held[PREDICTOR]))
         _refuse_others(path, contents.predictor)
@@ -113,8 +121,8 @@ def _open_official(path: str | Path, held: Mapping[str, Any]) -> Contents:
     if isinstance(about := held.get(SIZES), Mapping):
         contents.sizes = Sizes.from_dict(about)
     known = {*ENCODERS, PREDICTOR, *PROBES, SIZES}
-    contents.leftovers = [name for name in held if name not in known]
-    if weights := [name for name in contents.leftovers if _is_state(held[name])]:
+    contents.leftovers += [name for name in held if name not in known]
+    if weights := [name for name in held if name not in known and _is_state(held[name])]:
         raise InputError(
             f"{path} holds weights under {weights[0]!r}, which no published model has; known are {', '.join(known)}"
         )
@@ -176,7 +184,7 @@ def probe_of(contents: Contents, number: int, heads: int | None, name: str) -> P
     heads = contents.sizes.heads if heads is None else heads  # transformers gives the probe as many as the encoder
     probe = probe_from_published(contents.probes[number], heads, contents.sizes.eps or contents.eps)
     others = [f"probe {other}" for other in range(len(contents.probes)) if other != number]
-    model = [f"{role} encoder" if role != UNNAMED else "encoder" for role in contents.encoders]
+    model = [contents.names.get(role, "encoder") for role in contents.encoders]
     model += [PREDICTOR] if contents.predictor is not None else []
     return _with_leftovers(probe, [*contents.leftovers, *model, *others], name)
 
@@ -201,7 +209,8 @@ def model_of(contents: Contents, which: Which, given: Sizes, untrained: bool, na
         raise InputError(f"{name} holds no context encoder, only that of the target; set which to target")
     if which not in contents.encoders:
         log.info("%s holds one encoder, which is used", name)
-    chosen = contents.encoders.get(which) or next(iter(contents.encoders.values()))
+    role = which if which in contents.encoders else next(iter(contents.encoders))
+    chosen = contents.encoders[role]
     sizes = complete(given.over(contents.sizes), chosen, contents.predictor, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -210,6 +219,9 @@ def model_of(contents: Contents, which: Which, given: Sizes, untrained: bool, na
         model.reads = which
         model.bind(frame_specs(*sizes.size))
     leftovers = _fill(model, encoders, contents.predictor, sizes, untrained)
+    if len(encoders) == 1:
+        model.role = role  # of its only encoder, which is written under the name of that
+        leftovers += [contents.names[other] for other in contents.encoders if other != role]
     return _with_leftovers(model, [*contents.leftovers, *(["probe"] if contents.probes else []), *leftovers], name)
 
 

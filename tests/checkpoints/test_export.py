@@ -142,6 +142,26 @@ def test_one_encoder_is_written_under_both_names(tmp_path):
         assert type(load(str(tmp_path / "one.pt"))) is type(model)
 
 
+@pytest.mark.parametrize(("which", "name"), [("target", "target_encoder"), ("context", "encoder")])
+@pytest.mark.parametrize("entries", [("encoder", "target_encoder"), ("encoder", "target_encoder", "predictor"), None])
+def test_an_encoder_that_had_a_name_keeps_it(tmp_path, which, name, entries):
+    """Files without a predictor, of a distilled encoder, and with one encoder beside the predictor."""
+    _, held = loaded(tmp_path, "vjepa2")
+    held = {entry: held[entry] for entry in entries or (name, "predictor")}
+    if entries and "predictor" in held:
+        held["predictor"]["module.backbone.predictor_proj.weight"] = torch.zeros(30, 20)
+        held["predictor"]["module.backbone.predictor_proj.bias"] = torch.zeros(30)
+    torch.save(held, tmp_path / "theirs.pt")
+    model = load(str(tmp_path / "theirs.pt"), which, heads=2, predictor_heads=2, size=16, frames=6)
+    assert model.leftovers == ([other for other in ("encoder", "target_encoder") if other != name] if entries else [])
+    write_official(model, tmp_path / "ours.pt")
+    ours = torch.load(tmp_path / "ours.pt", weights_only=True)
+    assert ours.keys() == {name, "sizes", *(held.keys() & {"predictor"})}
+    assert all(torch.equal(ours[name][key], value) for key, value in held[name].items())
+    again = load(str(tmp_path / "ours.pt"), which)
+    assert type(again) is type(model) and again.leftovers == []
+
+
 def forecasting(**predictor):
     return randomised(TILED, PREDICTOR | TILED | predictor)
 

@@ -118,6 +118,12 @@ def test_bare_state_dicts_in_both_containers(tmp_path, family):
         assert isinstance(model, kind) and all(torch.equal(value, state[key]) for key, value in whole.items())
 
 
+def test_an_encoder_that_no_part_needs_is_left_over(tmp_path):
+    path, held = written(tmp_path, "vjepa2", lambda held: held | {"ema_encoder": held["encoder"]})
+    model = load(path, **sizes("vjepa2"))
+    assert "ema_encoder" in model.leftovers and same(model.target.teacher, held["target_encoder"], encoder_to_published)
+
+
 def test_the_untrained_baseline_is_the_same_every_time(tmp_path):
     path, _ = written(tmp_path, "vjepa2")
     first, second, trained = (load(path, untrained=u, **sizes("vjepa2")).state_dict() for u in (True, True, False))
