@@ -23,7 +23,8 @@ class Killer(Callback):
         if trainer.global_step == int(os.environ.get("KILL_AT", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
 '''
-CHECKPOINTS = {"dirpath": "runs/${vars.run}", "save_last": True, "every_n_train_steps": 2}
+CHECKPOINTS = {"dirpath": "runs/${vars.run}", "filename": "{step}", "every_n_train_steps": 2}
+CHECKPOINTS |= {"save_last": True, "save_top_k": -1}
 CHANGES = {
     "trainer": {
         "max_steps": 7,
@@ -86,6 +87,24 @@ def test_the_losses_of_a_killed_fit(accumulate, kill_at, resumed_at, fit):
     assert not half.exists()
 
 
+def furthest(one: str, other: str) -> float:
+    """Largest difference of the weights of two checkpoints."""
+    mine, theirs = (load(f"runs/{name}.ckpt").state_dict() for name in (one, other))
+    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+
+
+def test_half_the_devices_and_twice_the_accumulation_go_on_at_the_same_place(fit):
+    """Here one device with batches of half the size; the checkpoint lies in the middle of an epoch."""
+    from jepa.cli import main
+
+    fit = [*fit, "--data.clips_per_epoch=64"]
+    assert main([*fit, "--vars.run=whole", "--data.batch_size=8"]) == 0
+    begun = "--ckpt_path=runs/whole/step=4.ckpt"
+    assert main([*fit, "--vars.run=halved", "--trainer.accumulate_grad_batches=2", begun]) == 0
+    assert furthest("whole/last", "halved/last") < 2e-6 < 1e-4 < furthest("whole/last", "whole/step=4")
+    assert main([*fit, "--vars.run=within", "--data.batch_size=5", begun]) == 2  # 32 clips are no batches of 5
+
+
 def test_accumulated_gradients_are_those_of_the_large_batch(fit):
     """Also where an epoch, of 20 clips here, is no multiple of it."""
     from jepa.cli import main
@@ -93,6 +112,4 @@ def test_accumulated_gradients_are_those_of_the_large_batch(fit):
     assert main([*fit, "--vars.run=large", "--data.batch_size=8"]) == 0
     assert main([*fit, "--vars.run=small", "--trainer.accumulate_grad_batches=2"]) == 0
     assert main([*fit, "--vars.run=other", "--data.batch_size=8", "--data.seed=1"]) == 0
-    large, small, other = (load(f"runs/{run}/last.ckpt").state_dict() for run in ("large", "small", "other"))
-    furthest = lambda one: max(float((one[name] - large[name]).abs().max()) for name in large)  # noqa: E731
-    assert furthest(small) < 2e-6 and furthest(other) > 1e-3
+    assert furthest("large/last", "small/last") < 2e-6 < 1e-3 < furthest("large/last", "other/last")

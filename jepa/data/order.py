@@ -73,10 +73,37 @@ def check_filled(order: DistributedSampler, items: str, batch_size: int) -> None
         )
 
 
+def regroup(fit_loop: dict[str, Any], batch_size: int, ranks: int) -> None:
+    """Change what a checkpoint says of its place in an epoch, counted in batches, to batches of another size or of
+    another number of processes: so many items of the epoch are done, whoever takes the next ones.
+
+    Args:
+        fit_loop: The state of Lightning's fit loop, with that of a :class:`ResumableLoader`. Changed in place.
+        batch_size: Items of a batch from now on.
+        ranks: Processes from now on.
+
+    Raises:
+        InputError: the place lies within such a batch.
+    """
+    (loader,), now = fit_loop["state_dict"]["combined_loader"], batch_size * ranks
+    before = loader.get("items", now)  # a checkpoint that does not tell goes on as it was
+    done, rest = divmod(loader["batch"] * before, now)
+    if rest:
+        raise InputError(
+            f"the checkpoint lies {loader['batch'] * before} items into an epoch, within a batch of {batch_size} on "
+            f"{ranks} processes; choose a size and a number that divide it, or go on from another checkpoint"
+        )
+    moved = done - loader["batch"]
+    loader |= {"batch": done, "items": now}
+    current = fit_loop["epoch_loop.batch_progress"]["current"]
+    for name in current:
+        current[name] += moved
+
+
 class ResumableLoader(DataLoader):
     """A DataLoader that Lightning saves with its checkpoints, and that goes on with the next batch of the same epoch.
 
-    What was handed out counts, not what workers fetched ahead. The pass begins at its first ``next``, since Lightning
+    What was handed out counts, not what workers fetched ahead: ``items`` of it in every batch of all processes. The pass begins at its first ``next``, since Lightning
     makes the iterator before it knows the epoch.
 
     Args:
@@ -111,7 +138,7 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "batch": self._batch}
+        return {"epoch": self._epoch, "batch": self._batch, "items": self.batch_size * self.sampler.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resumed = (state["epoch"], state["batch"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from jepa.checkpoints.load import describe
+from jepa.data.order import regroup
 from jepa.errors import InputError
 from jepa.models.masked import MaskedJEPA
 from jepa.models.world import WorldModel
@@ -134,6 +135,9 @@ class Training(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
+        data = self.trainer.datamodule
+        if self.trainer.training and checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader"):
+            regroup(checkpoint["loops"]["fit_loop"], data.batch_size, self.trainer.world_size)
         # what the weights were trained with counts, whatever the statistics of a dataset that has grown since
         self.world.specs = Specs.from_dict(checkpoint["jepa"]["specs"])
         torch.set_rng_state(checkpoint["random_state"])
