@@ -89,14 +89,15 @@ class Mask:
     target: Tensor  # int64 [B,M,L]; packed: [sum of the L]
     context_offsets: Tensor | None = None  # int32 [B+1], packed only
     target_offsets: Tensor | None = None  # int32 [B*M+1], packed only
+    longest: tuple[int, int] | None = None  # tokens of the longest context, and with one of its targets; packed only
 
     @property
     def packed(self) -> bool:
         return self.context_offsets is not None
 
     def to(self, device: torch.device | str) -> Mask:
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Mask(**{name: None if t is None else t.to(device, non_blocking=True) for name, t in tensors.items()})
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Mask(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in found.items()})
 
 
 @dataclass

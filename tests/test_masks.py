@@ -152,6 +152,7 @@ def test_collations_of_known_rows():
     (packed,), (legacy,) = Masks(given, "packed")(ids, grid), Masks(given, "legacy")(ids, grid)
     assert rows(packed.context, packed.context_offsets) == [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 4]]
     assert [len(row) for row in rows(packed.target, packed.target_offsets)] == [2, 3, 4, 2, 2, 5]
+    assert packed.longest == packed.to("cpu").longest == (5, 9) and legacy.longest is None  # 5 + 4 tokens, and 4 + 5
     assert legacy.context.tolist() == [[1, 2, 3]] * 3 and legacy.target.tolist() == [[[7, 8]] * 2] * 3
     assert Masks(given, "packed").lengths(grid) == [(4, 3)] and Masks(given).lengths(grid) == [(3, 2)]
     seen = torch.zeros(12)

@@ -113,8 +113,9 @@ def _legacy(context: Array, target: Array) -> Mask:
 
 
 def _packed(context: Array, target: Array) -> Mask:
-    rows = _rows(target)
-    return Mask(_tokens(context), _tokens(rows), _offsets(context), _offsets(rows))
+    rows, seen = _rows(target), context.sum(1)
+    longest = int(seen.max()), int((seen + target.sum(2).max(1)).max())
+    return Mask(_tokens(context), _tokens(rows), _offsets(context), _offsets(rows), longest)
 
 
 def _rows(target: Array) -> Array:

@@ -108,8 +108,7 @@ class PackedMasks:
         rows = torch.arange(len(seen), device=seen.device).split(batch)
         source = torch.cat([part.repeat_interleave(count) for part, count in zip(rows, targets)])
         asked = seen[source]
-        # the only numbers that the host waits for
-        longest, joint = torch.stack((seen.max(), (asked + hidden).max())).tolist()
+        longest, joint = _longest(masks, seen, asked + hidden)
         self.counts = [len(mask.target) for mask in masks]
         self.context_counts = [len(mask.context) * count for mask, count in zip(masks, targets)]
         self.seen = Packing.of(seen, self.context.shape[1], longest)
@@ -128,3 +127,15 @@ class PackedMasks:
         """float32 [1,total], of mean 1 over the tokens of each mask: the sum is the same in all rows of a mask."""
         shares = packing.lengths[packing.row].float().reciprocal().split(counts)
         return torch.cat([part * (n / rows) for part, n, rows in zip(shares, counts, self._rows)])[None]
+
+
+def _longest(masks: Sequence[Mask], seen: Tensor, joint: Tensor) -> list[int]:
+    """The largest of the lengths ``seen`` and ``joint``.
+
+    Masks that :class:`jepa.masks.Masks` draws say it. For others the host waits for the device, and a compiled model
+    breaks in two here.
+    """
+    known = [mask.longest for mask in masks if mask.longest is not None]
+    if len(known) == len(masks):
+        return [max(lengths) for lengths in zip(*known)]
+    return torch.stack((seen.max(), joint.max())).tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -139,6 +141,28 @@ def test_rows_of_one_length_packed_are_those_that_are_not():
             assert torch.allclose(one, other, atol=2e-5), name
         assert torch.allclose(mine.weight, torch.ones(()), atol=1e-6)
         assert torch.allclose(Regression("l1")(mine), Regression("l1")(theirs), atol=1e-6)
+
+
+def test_it_compiles_in_one_piece_and_seldom_anew():
+    """The longest rows are known to the host; that of the masks of any batch is never bound to a graph."""
+    torch._dynamo.reset()
+    whole, graphs, drawn = model(context=True), [], Masks(GENERATORS["video"], "packed")
+    compiled = torch.compile(whole, backend=lambda graph, inputs: graphs.append(graph) or graph, fullgraph=True)
+    with torch.no_grad():
+        for batch in torch.arange(8 * BATCH).split(BATCH):
+            where = drawn(batch, GRID)
+            for mine, theirs in zip(whole(clip(), where), compiled(clip(), where)):
+                assert torch.allclose(mine.p, theirs.p, atol=1e-5)
+                assert torch.allclose(mine.context, theirs.context, atol=1e-5)
+                assert torch.allclose(mine.weight, theirs.weight)
+    assert len(graphs) <= 5
+
+
+def test_masks_that_do_not_say_their_longest_rows_are_measured():
+    whole, drawn = model(context=True).eval(), masks()
+    silent = [replace(mask, longest=None) for mask in drawn]
+    for mine, theirs in zip(whole(clip(), drawn), whole(clip(), silent)):
+        assert torch.equal(mine.p, theirs.p) and torch.equal(mine.context, theirs.context)
 
 
 def test_a_regularised_target_has_latents_of_the_whole_video():
