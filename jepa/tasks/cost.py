@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from jepa.errors import InputError
 from jepa.masks import Grid, Masks
 from jepa.models.world import WorldModel
 from jepa.schema import ActionSpec, Mask, ObservationSpec, Sample, Specs
-from jepa.tasks.budget import Clips, Run, describe
+from jepa.tasks.budget import Clips, Layout, Run, describe
 from jepa.tasks.configuration import Configuration
 from jepa.tasks.counting import count
 from jepa.tasks.masked import MaskedPretrain
 from jepa.tasks.pretrain import Pretrain
+from jepa.tasks.sharding import Sharded
 
 META = torch.device("meta")
 BATCHES, LARGEST = 16, 64  # that are drawn to learn the lengths of masks; clips of one
@@ -28,6 +31,7 @@ def inspect_cost(
     peak: float = 989.0,
     utilisation: float = 0.4,
     memory: float | None = None,
+    machine: int = 8,
     action: int = 2,
     proprio: int = 0,
 ) -> str:
@@ -38,16 +42,18 @@ def inspect_cost(
 
     Args:
         fit: the configuration, as for the verb fit; its model is built on the meta device
-        accelerators: devices that share the training; as many as the trainer has, by default
+        accelerators: devices that share the steps, whose clips stay those of the configuration; as many as it is
+            for, by default
         peak: TFLOP/s of one of them in the precision of the training; 989 is an H100's in bfloat16
         utilisation: the share of the peak that the training reaches
         memory: GiB of one of them; says what fits
+        machine: devices of each machine that the configuration is for, where it leaves trainer.devices to the machine
         action: width of an environment's action, which only the data of a world model would tell
         proprio: width of its proprioception
     """
-    _check(accelerators, peak, utilisation, memory)
+    _check(accelerators, peak, utilisation, memory, machine)
     task = fit.model(META)
-    run = _run(fit, accelerators)
+    run = _run(fit, accelerators, machine)
     dtype, weights = _precision(fit)
     task.to(weights)
     if isinstance(task, MaskedPretrain):
@@ -62,24 +68,30 @@ def inspect_cost(
     return describe(task.world, clips, run, dtype, peak, utilisation, memory)
 
 
-def _check(accelerators: int | None, peak: float, utilisation: float, memory: float | None) -> None:
-    if (accelerators is not None and accelerators < 1) or peak <= 0 or (memory is not None and memory <= 0):
+def _check(accelerators: int | None, peak: float, utilisation: float, memory: float | None, machine: int) -> None:
+    few = (accelerators is not None and accelerators < 1) or machine < 1
+    if few or peak <= 0 or (memory is not None and memory <= 0):
         raise InputError(
-            f"accelerators={accelerators}, peak={peak}, memory={memory}: expected at least one accelerator, and "
-            "TFLOP/s and GiB above zero"
+            f"accelerators={accelerators}, machine={machine}, peak={peak}, memory={memory}: expected at least one "
+            "accelerator, one device of a machine, and TFLOP/s and GiB above zero"
         )
     if not 0 < utilisation <= 1:
         raise InputError(f"utilisation={utilisation}: expected a share of the peak, above 0 up to 1, such as 0.4")
 
 
-def _run(fit: Configuration, accelerators: int | None) -> Run:
-    """The trainer's devices share a batch; where it takes what there is, the accelerators do."""
+def _run(fit: Configuration, accelerators: int | None, machine: int) -> Run:
+    """The batch is that of the devices which the configuration is for; the accelerators share it."""
     trainer, data = fit.trainer, fit.data
     if not isinstance(at_once := data.get("batch_size"), int):
         raise InputError(f"{fit.data_class} has no batch_size; expected jepa.data's VideoData or EpisodeData")
-    devices = _devices(trainer.get("devices"))
-    ranks = devices * trainer.get("num_nodes", 1) if devices else accelerators or 1
-    each = at_once * (trainer.get("accumulate_grad_batches") or 1)
+    devices, machines = _devices(trainer.get("devices")) or machine, trainer.get("num_nodes") or 1
+    batch = at_once * (trainer.get("accumulate_grad_batches") or 1) * devices * machines
+    ranks = accelerators or devices * machines
+    if ranks > batch:
+        raise InputError(
+            f"accelerators={ranks}, but a step has {batch:,} clips; expected at most one accelerator for each, give "
+            "fewer, or a larger data.batch_size"
+        )
     steps = trainer.get("max_steps", -1)
     if steps < 1:
         epoch = data.get("clips_per_epoch") or data.get("windows_per_epoch")
@@ -88,8 +100,42 @@ def _run(fit: Configuration, accelerators: int | None) -> Run:
                 "the configuration does not say how many steps it takes; give trainer.max_steps, or trainer.max_epochs "
                 "with the clips or windows of an epoch in data"
             )
-        steps = trainer["max_epochs"] * max(1, epoch // (each * ranks))
-    return Run(steps, at_once, each * ranks, accelerators or ranks)
+        steps = trainer["max_epochs"] * max(1, epoch // batch)
+    passes = _passes(batch, ranks, at_once)
+    recipe = f"configured for {machines} x {devices} devices" if machines * devices > 1 else "configured for one device"
+    layout = _layout(trainer.get("strategy"), ranks, devices)
+    return Run(steps, batch, recipe, ranks, passes, math.ceil(batch / ranks / passes), layout)
+
+
+def _passes(batch: int, ranks: int, most: int) -> int:
+    """The fewest in which a rank takes its clips of a step, at most so many at once, equally many where it can be."""
+    passes = math.ceil(batch / ranks / most)
+    if batch % ranks:
+        return passes
+    return next(number for number in range(passes, batch + 1) if batch // ranks % number == 0)
+
+
+def _layout(strategy: Any, ranks: int, devices: int) -> Layout:
+    """What the strategy makes of the ranks, on equal machines of at most so many devices.
+
+    Where it is another than Sharded, what Sharded would do is told beside it.
+    """
+    given = strategy if isinstance(strategy, dict) else {}
+    name, options = given.get("class_path", strategy or "auto"), given.get("init_args") or {}
+    machine = max(number for number in range(1, devices + 1) if ranks % number == 0)
+    if name == _path(Sharded):
+        shards = options.get("shards") or machine
+        if shards < 1 or ranks % shards:
+            raise InputError(f"shards={shards} of {ranks} accelerators: expected a divisor, give one")
+        return Layout(shards, True, False, f"FSDP2 over {shards}, {shards} x {ranks // shards} accelerators")
+    plain = name == "auto" or name.startswith("ddp") or name.endswith(DDPStrategy.__name__)
+    alone = name == "auto" and ranks == 1
+    told = "one device" if alone else "DDP" if plain else f"the strategy {name}, which is in no column"
+    return Layout(machine, False, plain and not alone and not options.get("gradient_as_bucket_view"), told)
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _devices(given: Any) -> int | None:

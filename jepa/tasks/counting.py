@@ -7,7 +7,7 @@ it: that a fused kernel computes its scores again on the way back is not work th
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ OTHER = "other"
 PRODUCTS = ("linear", "matmul", "bmm", "addmm", "conv1d", "conv2d", "conv3d")  # autocast lowers their precision
 PRECISE = ("layer_norm", "group_norm")  # and raises that of these
 ATTENTION = "scaled_dot_product_attention"
+CONFIGURED, NEVER, ALWAYS = "as configured", "recompute=false", "recompute=true"
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step computes for one clip, and the bytes that it keeps of it for the backward pass."""
+    """What a training step computes for one clip, and the bytes that it keeps of it for the backward pass.
+
+    ``kept`` has the bytes of every one of :func:`choices`.
+    """
 
     parts: dict[str, Work]
-    kept: float
-    checkpointed: float  # the same if the blocks kept their inputs only
+    kept: dict[str, float]
 
     @property
     def work(self) -> Work:
@@ -68,11 +71,30 @@ def count(world: nn.Module, forward: Forward, dtype: torch.dtype) -> Step:
         dtype: what matrix products are computed in; other layers and the weights keep theirs.
     """
     ahead, again = _flops(world, forward)
+    chosen = choices(world)
     with _without_recomputation(world) as recomputes:
         once = _flops(world, forward)[1] if recomputes else again
-        kept, checkpointed = _kept(world, forward, dtype)
+        ledger = _ledger(world, forward, dtype)
     parts = {name: Work(ahead[name], once[name] - ahead[name], again[name] - once[name]) for name in once}
-    return Step({name: work for name, work in parts.items() if work.total}, kept, checkpointed)
+    kept = {name: ledger.kept(owners) for name, owners in chosen.items()}
+    return Step({name: work for name, work in parts.items() if work.total}, kept)
+
+
+def blocks(world: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Every block of the model's transformers -> the transformer."""
+    return {block: module for module in world.modules() for block in getattr(module, "blocks", ())}
+
+
+def choices(world: nn.Module) -> dict[str, set[nn.Module]]:
+    """How the model may be configured -> the transformers whose blocks compute again what they did not keep.
+
+    As it is, and where that is another thing: with ``recompute`` in none, and in all that have it and learn.
+    """
+    learning = {owner for owner in blocks(world).values() if any(p.requires_grad for p in owner.parameters())}
+    able = {owner for owner in learning if hasattr(owner, "recompute")}
+    configured = {owner for owner in able if owner.recompute}
+    others = {NEVER: set[nn.Module](), ALWAYS: able}
+    return {CONFIGURED: configured} | {name: owners for name, owners in others.items() if owners != configured}
 
 
 @contextmanager
@@ -161,19 +183,19 @@ def _scalar(predictions: Sequence[Prediction]) -> Tensor:
     return sum(value.float().sum() for value in tensors if value is not None and value.requires_grad)
 
 
-def _kept(world: nn.Module, forward: Forward, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes that the graph of one clip holds, and what they would be if every block kept its input alone."""
-    ledger = Ledger({_storage(tensor) for tensor in (*world.parameters(), *world.buffers())})
-    blocks = [block for module in world.modules() for block in getattr(module, "blocks", ())]
+def _ledger(world: nn.Module, forward: Forward, dtype: torch.dtype) -> Ledger:
+    """Of what the graph of one clip holds where nothing is computed again."""
+    owners = blocks(world)
+    ledger = Ledger({_storage(tensor) for tensor in (*world.parameters(), *world.buffers())}, owners)
     with ExitStack() as stack:
-        for block in blocks:
+        for block in owners:
             stack.callback(block.register_forward_pre_hook(ledger.enter).remove)
             stack.callback(block.register_forward_hook(ledger.leave).remove)
         stack.enter_context(saved_tensors_hooks(ledger.keep, _never))
         stack.enter_context(Precision(dtype, ledger.weights))
         predictions = forward()
     assert predictions, "the model made no prediction"
-    return ledger.kept, ledger.checkpointed
+    return ledger
 
 
 def _storage(tensor: Tensor) -> int:
@@ -185,30 +207,43 @@ def _never(packed: object) -> Tensor:
     raise AssertionError("there is no backward pass here")
 
 
-class Ledger:
-    """Adds up what autograd keeps, each piece of memory once, within blocks and outside of them."""
+@dataclass
+class Call:
+    """Of one block, with the bytes that enter it and those that it keeps."""
 
-    def __init__(self, weights: set[int]) -> None:
-        self.weights = weights  # they are there in any case
+    owner: nn.Module
+    entered: int
+    kept: int = 0
+
+
+class Ledger:
+    """Adds up what autograd keeps, each piece of memory once, within blocks and outside of them.
+
+    Args:
+        weights: storages that are there in any case.
+        owners: the blocks, and the transformer of each.
+    """
+
+    def __init__(self, weights: set[int], owners: Mapping[nn.Module, nn.Module]) -> None:
+        self.weights, self.owners = weights, owners
         self.known: set[int] = set()
-        self.inputs, self.within = 0, [0]  # bytes that enter blocks; that they keep, call by call
+        self.calls: list[Call] = []
         self.outside, self.inside = 0, False
 
-    @property
-    def kept(self) -> float:
-        return float(self.outside + sum(self.within))
-
-    @property
-    def checkpointed(self) -> float:
-        """Going back, one block at a time computes again what it did not keep."""
-        return float(self.outside + self.inputs + max(self.within))
+    def kept(self, again: Collection[nn.Module]) -> float:
+        """Bytes, if the blocks of these transformers kept their inputs alone: going back, one block at a time
+        computes again what it did not keep."""
+        whole = sum(call.kept for call in self.calls if call.owner not in again)
+        frugal = [call for call in self.calls if call.owner in again]
+        anew = max((call.kept for call in frugal), default=0)
+        return float(self.outside + whole + sum(call.entered for call in frugal) + anew)
 
     def keep(self, tensor: Tensor) -> torch.UntypedStorage:
         storage, number = tensor.untyped_storage(), _storage(tensor)
         if number not in self.weights and number not in self.known:
             self.known.add(number)
             if self.inside:
-                self.within[-1] += storage.nbytes()
+                self.calls[-1].kept += storage.nbytes()
             else:
                 self.outside += storage.nbytes()
         return storage  # alive until the end, so that no other takes its number
@@ -216,8 +251,7 @@ class Ledger:
     def enter(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         self.inside = torch.is_grad_enabled()
         if self.inside:
-            self.inputs += args[0].nbytes
-            self.within.append(0)
+            self.calls.append(Call(self.owners[block], args[0].nbytes))
 
     def leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.inside = False
