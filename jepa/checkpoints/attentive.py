@@ -54,13 +54,13 @@ def probe_from_published(state: State, heads: int | None = None, eps: float = NO
             f"{', '.join(map(str, HEADS))}: it does not say its attention heads; give heads=..."
         )
     heads, depth = PROBE_HEADS if heads is None else heads, 1 + count(ours, "pooler.blocks.")
-    ratio = shape_of(ours, "pooler.cross_attention_block.mlp.0.weight", WHAT)[0] / dim
+    ratio = shape_of(ours, "pooler.cross_attention_block.mlp.0.weight", WHAT, axes=2)[0] / dim
     probe: nn.Module
     if names := [name for name in ANSWERS if f"classifiers.{name}.weight" in ours]:
-        classes = {name: len(ours[f"classifiers.{name}.weight"]) for name in names}
+        classes = {name: shape_of(ours, f"classifiers.{name}.weight", WHAT, axes=2)[0] for name in names}
         probe = ActionAnticipator(dim, heads, depth, classes, ratio)
     else:
-        outputs = shape_of(ours, "linear.weight", WHAT)[0]
+        outputs = shape_of(ours, "linear.weight", WHAT, axes=2)[0]
         probe = AttentiveClassifier(dim, heads, depth, outputs, queries, ratio, eps)
     fill(probe, ours, WHAT)
     return probe

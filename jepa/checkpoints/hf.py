@@ -88,7 +88,9 @@ def _joined(state: State, rules: tuple[tuple[str, str], ...], blocks: str) -> di
     rules = (*rules, *((pattern, new.replace("BLOCKS", blocks)) for pattern, new in _BLOCK_RULES))
     official, _ = rename(state, rules, (), (), WHAT)
     official = join(official, [f"attn.{name}" for name in _QKV], "attn.qkv", WHAT)
-    if (tokens := official.pop("mask_tokens", None)) is not None:
+    if "mask_tokens" in official:
+        shape_of(official, "mask_tokens", WHAT, axes=4)
+        tokens = official.pop("mask_tokens")
         official |= {f"mask_tokens.{number}": token for number, token in enumerate(tokens)}
     return official
 
@@ -129,7 +131,7 @@ def _split(state: State, blocks: str, names: tuple[tuple[str, str], ...], norm: 
 
 def check_config(config: Mapping[str, Any], encoder: State) -> None:
     """InputError where a config.json is that of other weights than the official encoder's, or of another forward."""
-    width = shape_of(encoder, "patch_embed.proj.weight", WHAT)[0]
+    width = shape_of(encoder, "patch_embed.proj.weight", WHAT, axes=5)[0]
     if (said := config.get("hidden_size", width)) != width:
         raise InputError(
             f"config.json says hidden_size={said!r}, but the weights beside it are {width} wide; put their own "

@@ -144,8 +144,7 @@ def join(state: State, parts: Sequence[str], whole: str, what: str) -> dict[str,
             if key.endswith(f".{parts[0]}.{kind}"):
                 stem = key.removesuffix(f"{parts[0]}.{kind}")
                 names = [f"{stem}{part}.{kind}" for part in parts]
-                for name in names:
-                    shape_of(state, name, what)
+                same_shape(state, names, what)
                 joined[f"{stem}{whole}.{kind}"] = torch.cat([joined.pop(name) for name in names])
     return joined
 
@@ -176,7 +175,20 @@ def shape_of(state: State, key: str, what: str, axes: int | None = None) -> torc
     shape = state[key].shape
     if axes is not None and len(shape) != axes:
         raise InputError(f"{key} of {what} has shape {tuple(shape)}, expected {axes} axes; give a published state dict")
+    if 0 in shape:
+        raise InputError(f"{key} of {what} has shape {tuple(shape)}, an empty tensor; give a published state dict")
     return shape
+
+
+def same_shape(state: State, keys: Sequence[str], what: str) -> None:
+    """InputError unless these tensors, which become one, are there and of one shape."""
+    shapes = {key: tuple(shape_of(state, key, what)) for key in keys}
+    for key, shape in shapes.items():
+        if shape != shapes[keys[0]] or not shape:
+            raise InputError(
+                f"{key} of {what} has shape {shape}, {keys[0]} has {shapes[keys[0]]}; expected one shape of at least "
+                "one axis: give a published state dict"
+            )
 
 
 def count(state: State, prefix: str) -> int:

@@ -9,7 +9,7 @@ import re
 import torch
 from torch import Tensor
 
-from jepa.checkpoints.keys import State, count, fill, read_tensors, rename, shape_of
+from jepa.checkpoints.keys import State, count, fill, read_tensors, rename, same_shape, shape_of
 from jepa.errors import InputError
 from jepa.models.lewm import ClassTokenViT, WindowPredictor
 from jepa.models.targets import Online
@@ -58,11 +58,10 @@ def translate(state: State) -> tuple[dict[str, Tensor], list[str]]:
     ours, leftovers = rename(state, RULES, UNUSED, ("model.",), "LeWM")
     for key in [key for key in ours if re.fullmatch(r"encoder\.blocks\.\d+\.attn\.q\.\w+", key)]:
         parts = [key.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
-        for part in parts:
-            shape_of(ours, part, "LeWM")
+        same_shape(ours, parts, "LeWM")
         ours[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([ours.pop(part) for part in parts])
     convolution = "predictor.condition.0.weight"
-    shape_of(ours, convolution, "LeWM")
+    shape_of(ours, convolution, "LeWM", axes=3)
     ours[convolution] = ours[convolution].squeeze(-1)  # over one step: a linear map
     return ours, leftovers
 
@@ -70,14 +69,14 @@ def translate(state: State) -> tuple[dict[str, Tensor], list[str]]:
 def parts(state: State, heads: int = 3, predictor_heads: int = 16) -> tuple[ClassTokenViT, WindowPredictor]:
     """An encoder and a bound predictor of the sizes that a translated state dict has; heads leave no trace in it."""
 
-    def shape(key: str) -> torch.Size:
-        return shape_of(state, key, "LeWM")
+    def shape(key: str, axes: int = 2) -> torch.Size:
+        return shape_of(state, key, "LeWM", axes)
 
-    width, _, patch, _ = shape("encoder.patch_embed.weight")
+    width, _, patch, _ = shape("encoder.patch_embed.weight", 4)
     dim, hidden = shape("encoder.projector.3.weight")
     encoder = ClassTokenViT(
         dim=dim,
-        size=patch * math.isqrt(shape("encoder.position")[1] - 1),
+        size=patch * math.isqrt(shape("encoder.position", 3)[1] - 1),
         patch=patch,
         width=width,
         depth=count(state, "encoder.blocks."),
@@ -91,11 +90,11 @@ def parts(state: State, heads: int = 3, predictor_heads: int = 16) -> tuple[Clas
     smooth, action = shape("predictor.condition.0.weight")
     predictor = WindowPredictor(
         dim=dim,
-        width=shape("predictor.position")[2],
+        width=shape("predictor.position", 3)[2],
         depth=count(state, "predictor.blocks."),
         heads=predictor_heads,
         head=inner // predictor_heads,
-        window=shape("predictor.position")[1],
+        window=shape("predictor.position", 3)[1],
         hidden=shape("predictor.blocks.0.mlp.1.weight")[0],
         smooth=smooth,
         projector_hidden=shape("predictor.projector.0.weight")[0],

@@ -98,6 +98,9 @@ def _load_published(
         return model_of(contents, which, given, untrained, path.name)
     if untrained:
         raise InputError(f"{path} holds a probe, which has no untrained baseline; load the encoder with untrained=true")
+    given.check()
+    if not isinstance(probe, int | None):
+        raise InputError(f"probe was given {probe!r}; expected the number of one in {path}, from 0 on")
     return probe_of(contents, probe or 0, given.heads, path.name)
 
 

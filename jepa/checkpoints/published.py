@@ -72,6 +72,8 @@ def open_published(path: str | Path, held: Mapping[str, Any] | None = None) -> C
         InputError: it holds nothing that is known here.
     """
     held = read_tensors(path) if held is None else held
+    if strange := [name for name in held if not isinstance(name, str)]:
+        raise InputError(f"{path} has {strange[0]!r} among its names, which are text in a published file; give one")
     if hf.is_hf(held):
         return _open_hf(Path(path), held)
     if any(name in held for name in (*ENCODERS, PREDICTOR, *PROBES)):
@@ -155,7 +157,9 @@ def _open_bare(path: str | Path, held: Mapping[str, Any]) -> Contents:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(item, Tensor) for item in value.values())
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(item, Tensor) for name, item in value.items())
 
 
 def _state(path: str | Path, name: str, value: Any) -> State:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from jepa.checkpoints.keys import PREFIXES, Rules, State, count, fill, rename, shape_of
+from jepa.checkpoints.keys import PREFIXES, Rules, State, count, fill, rename, same_shape, shape_of
 from jepa.checkpoints.sizes import Sizes
 from jepa.errors import InputError
 from jepa.models.mask_predictor import MaskPredictor
@@ -109,6 +109,10 @@ def translate_predictor(state: State, positions: Form) -> tuple[dict[str, Tensor
     names = [f"{_TOKEN}.{number}" for number in range(max(1, count(ours, f"{_TOKEN}.")))]
     if missing := [name for name in names if name not in ours]:
         raise InputError(f"the state dict of a V-JEPA predictor lacks {missing[0]}; give that of the whole model")
+    what = "a V-JEPA predictor"
+    if (shape := shape_of(ours, names[0], what, axes=3))[:2] != (1, 1):
+        raise InputError(f"{names[0]} of {what} has shape {tuple(shape)}, expected [1,1,width]; give a published one")
+    same_shape(ours, names, what)
     return ours | {_TOKEN: torch.cat([ours.pop(name) for name in names]).flatten(1)}, leftovers
 
 
@@ -121,6 +125,7 @@ def encoder_like(ours: State, sizes: Sizes) -> VideoViT:
             "of a video encoder; give one of V-JEPA or V-JEPA 2, or the positions of I-JEPA, sincos_2d"
         )
     dim, _, tubelet, patch, _ = kernel
+    _check_width(dim, sizes.positions)
     depth, levels = count(ours, "blocks."), count(ours, "level_norms.")
     swiglu, ratio = _feed_forward(ours)
     return VideoViT(
@@ -146,6 +151,7 @@ def predictor_like(ours: State, heads: int, grid: Grid, positions: Form) -> Mask
     mixed = "embed.0.weight" in ours  # several levels
     inner, wide = shape_of(ours, "embed.0.weight" if mixed else "embed.weight", WHAT, axes=2)
     dim = inner if mixed else wide
+    _check_width(width, positions)
     swiglu, ratio = _feed_forward(ours)
     return MaskPredictor(
         dim,
@@ -210,6 +216,11 @@ def _translate(state: State, positions: Form, rules: Rules, table: str) -> tuple
     added = positions.startswith("sincos")
     rules, unused = ([*rules, (table, _TABLE)], ()) if added else (rules, (table,))
     return rename(state, rules, unused, PREFIXES, WHAT)
+
+
+def _check_width(width: int, positions: Form) -> None:
+    if positions == "sincos_2d" and width % 4:
+        raise InputError(f"the weights are {width} wide, but sincos_2d positions want a multiple of 4; give I-JEPA's")
 
 
 def _feed_forward(ours: State) -> tuple[bool, float]:

@@ -50,7 +50,7 @@ def build(
         log.info("V-JEPA 2-AC does not use %d keys of the state dict: %s", len(leftovers), ", ".join(leftovers))
 
     def shape(key: str) -> torch.Size:
-        return shape_of(ours, key, "V-JEPA 2-AC")
+        return shape_of(ours, key, "V-JEPA 2-AC", axes=2)
 
     width, dim = shape("embed.weight")
     camera_width = shape("conditions.camera.weight")[1] if camera else 0

@@ -93,12 +93,17 @@ def test_a_query_and_a_layer_for_each_answer(names):
     assert changed == [names[-1]]
 
 
-def test_heads_leave_no_trace():
+def test_heads_leave_no_trace(tmp_path):
     state, *_ = fixture(1)
     with pytest.raises(InputError, match="attentive probe of width 48.*give heads="):
         probe_from_published(state)
     wide = AttentiveClassifier(384, 16, 1, 2)
     assert probe_from_published(probe_to_published(wide)).pooler.cross_attention_block.xattn.heads == 16
+    with pytest.raises(InputError, match="heads was given '4'"):
+        torch.save(state, tmp_path / "probe.pt")
+        load(str(tmp_path / "probe.pt"), heads="4")
+    with pytest.raises(InputError, match="probe was given '0'"):
+        load(str(tmp_path / "probe.pt"), heads=4, probe="0")
     for heads in (0, 5):
         with pytest.raises(InputError, match="heads"):
             probe_from_published(state, heads=heads)
@@ -113,6 +118,9 @@ def test_heads_leave_no_trace():
         (lambda s: {k: v for k, v in s.items() if k != "linear.bias"}, "linear.bias"),
         (lambda s: {k: v for k, v in s.items() if "blocks.1." not in k}, "blocks.1"),
         (lambda s: s | {"pooler.query_tokens": torch.zeros(48)}, "expected 3 axes"),
+        (lambda s: s | {"linear.weight": torch.tensor(1.0)}, "expected 2 axes"),
+        (lambda s: s | {"pooler.cross_attention_block.mlp.fc1.weight": torch.tensor(1.0)}, "expected 2 axes"),
+        (lambda s: s | {"verb_classifier.weight": torch.tensor(1.0)}, "expected 2 axes"),
     ],
 )
 def test_damage_is_named_in_one_line(damage, message):

@@ -325,6 +325,28 @@ def test_a_config_that_the_weights_or_jepa_contradict(tmp_path, change, message)
     load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("encoder.layer.0.attention.key.weight", (24, 5), r"attn.key.weight .* \(24, 5\), blocks.0.attn.query.weight"),
+        # together as large as they should be
+        ("encoder.layer.0.attention.key.bias", (25,), r"attn.key.bias .* \(25,\), .* expected one shape"),
+        ("encoder.layer.0.attention.query.bias", (), "expected one shape of at least one axis"),
+        ("predictor.embeddings.mask_tokens", (2, 16), "expected 4 axes"),
+        ("predictor.embeddings.mask_tokens", (), "expected 4 axes"),
+        ("encoder.embeddings.patch_embeddings.proj.weight", (), "patch_embed"),
+    ],
+)
+def test_wrong_shapes_in_files_of_transformers_are_one_line(tmp_path, key, shape, message):
+    write_hf(masked("rotary_tiled"), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    assert key in state
+    save_file(state | {key: torch.zeros(shape)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=message) as caught:
+        load(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_keys_with_and_without_the_prefix_of_classification(tmp_path):
     write_hf(masked("rotary_tiled"), tmp_path)
     state = load_file(tmp_path / "model.safetensors")

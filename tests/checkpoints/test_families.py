@@ -98,6 +98,30 @@ def test_unknown_and_missing_keys_are_refused(lewm_state, ac_state):
         lewm.translate(lewm_state)
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("encoder.embeddings.patch_embeddings.projection.weight", "expected 4 axes"),
+        ("encoder.embeddings.position_embeddings", "expected 3 axes"),
+        ("encoder.layers.0.attention.k_proj.weight", "expected one shape"),
+        ("action_encoder.patch_embed.weight", "expected 3 axes"),
+        ("predictor.pos_embedding", "expected 3 axes"),
+        ("predictor.transformer.layers.0.attn.to_qkv.weight", "expected 2 axes"),
+    ],
+)
+def test_wrong_shapes_are_refused(lewm_state, key, message):
+    assert key in lewm_state
+    with pytest.raises(InputError, match=message):
+        lewm.build(lewm_state | {key: torch.tensor(1.0)}, predictor_heads=2)
+
+
+def test_a_predictor_of_wrong_shapes_is_refused(ac_state):
+    for key in ("predictor_embed.weight", "action_encoder.weight", "predictor_blocks.0.mlp.fc1.weight"):
+        assert key in ac_state
+        with pytest.raises(InputError, match="expected 2 axes"):
+            vjepa2_ac.build(ac_state | {key: torch.tensor(1.0)}, (2, 2), 2)
+
+
 def test_files_that_hold_something_else(tmp_path):
     with pytest.raises(InputError, match="no weights at"):
         vjepa2_ac.load_vjepa2_ac(str(tmp_path / "none.pt"))

@@ -214,6 +214,11 @@ def with_places(family, grid):
     return change
 
 
+def test_images_of_a_width_without_sine_cosine_positions(tmp_path):
+    torch.save(drawn(encoder_shapes("ijepa", 16, 22)), tmp_path / "odd.pt")
+    refused("22 wide, but sincos_2d positions want a multiple of 4", str(tmp_path / "odd.pt"), heads=2)
+
+
 @pytest.mark.parametrize(
     ("family", "grid"), [("vjepa", (8, 14, 14)), ("vjepa", (2, 3, 5)), ("ijepa", (1, 14, 14)), ("ijepa", (1, 2, 8))]
 )
@@ -328,6 +333,18 @@ def drop(part, key):
         (put("encoder", f"{PREFIX}patch_embed.proj.weight", torch.zeros(DIM, 3)), "patch embedding"),
         (put("encoder", f"{PREFIX}blocks.{DEPTH}.norm1.bias", torch.zeros(DIM)), f"blocks.{DEPTH}"),
         (put("predictor", f"{PREFIX}predictor_embed.weight", torch.zeros(3)), "expected 2 axes"),
+        (put("encoder", f"{PREFIX}patch_embed.proj.weight", torch.tensor(1.0)), r"patch embedding .* shape \(\)"),
+        (put("target_encoder", f"{PREFIX}patch_embed.proj.weight", torch.zeros(DIM, 3, 0, 4, 4)), "an empty tensor"),
+        (put("encoder", f"{PREFIX}patch_embed.proj.weight", torch.zeros(0, 3, 2, 4, 4)), "an empty tensor"),
+        (put("encoder", f"{PREFIX}blocks.0.mlp.fc1.weight", torch.zeros(3, 0)), "an empty tensor"),
+        (put("encoder", f"{PREFIX}blocks.0.mlp.fc1.weight", torch.tensor(1.0)), "expected 2 axes"),
+        (put("predictor", f"{PREFIX}mask_tokens.1", torch.zeros(1, 1, 5)), r"mask_tokens.1 .* \(1, 1, 5\), mask"),
+        (put("predictor", f"{PREFIX}mask_tokens.1", torch.zeros(20)), r"mask_tokens.1 .* \(20,\)"),
+        (put("predictor", f"{PREFIX}mask_tokens.0", torch.zeros(20)), "expected 3 axes"),
+        (put("predictor", f"{PREFIX}mask_tokens.0", torch.zeros(2, 1, 20)), r"expected \[1,1,width\]"),
+        (put("predictor", f"{PREFIX}predictor_embed.weight", torch.zeros(0, DIM)), "an empty tensor"),
+        (put("encoder", 3, torch.zeros(3)), "no state dict under 'encoder'"),
+        (put(None, 3, torch.zeros(3)), "has 3 among its names"),
     ],
 )
 def test_damage_is_named_in_one_line(tmp_path, change, message):
@@ -343,6 +360,7 @@ def test_damage_is_named_in_one_line(tmp_path, change, message):
         ({"action_encoder.patch_embed.weight": torch.zeros(2, 2)}, "load_lewm"),
         ({"predictor": {"predictor_embed.weight": torch.zeros(2, 2)}}, "holds no encoder"),
         ({"epoch": 3}, "jepa fit"),
+        ({1: torch.zeros(3)}, "jepa fit"),
         (torch.zeros(3), "jepa fit"),
     ],
 )
