@@ -122,6 +122,17 @@ def test_a_cooldown_is_its_recipe_from_its_end_on(path):
     assert {k: v for k, v in given.items() if k not in other} == {k: v for k, v in before.items() if k not in other}
 
 
+MASKED = [path for path in found("pretrain") if "model: ../model/masked_" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", MASKED, ids=named)
+def test_mask_tokens_begin_as_published(path, jepa):
+    """I-JEPA's as truncated normal, V-JEPA's as zeros."""
+    world = yaml.safe_load(jepa.print("fit", "-c", path, "--print_config"))["model"]["init_args"]["world"]
+    std = world["init_args"]["predictor"]["init_args"]["token_std"]
+    assert std == (0.02 if path.stem.startswith("ijepa") else 0.0)
+
+
 OWN = {variables(path)["run"] for path in found("pretrain")}  # the others embed what was published: tests/tasks
 
 

@@ -35,6 +35,8 @@ class MaskPredictor(nn.Module):
         context: forecast the visible tokens too, through a head of their own (V-JEPA 2.1).
         images: learned vectors tell images and videos apart, as the encoder's.
         out: width of the forecasts, levels*D by default; that of another teacher where the target has one.
+        token_std: the mask tokens begin as truncated normal with this standard deviation (I-JEPA: 0.02), or as zeros
+            (V-JEPA and later).
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class MaskPredictor(nn.Module):
         context: bool = False,
         images: bool = False,
         out: int | None = None,
+        token_std: float = 0.0,
     ) -> None:
         super().__init__()
         if width % heads or masks < 1 or levels < 1:
@@ -60,6 +63,8 @@ class MaskPredictor(nn.Module):
                 f"MaskPredictor was given width={width}, heads={heads}, masks={masks}, levels={levels}; width must be "
                 "a multiple of heads, and masks and levels at least 1"
             )
+        if not 0 <= token_std < float("inf"):
+            raise InputError(f"MaskPredictor was given token_std={token_std}; expected 0 or more, e.g. 0.02")
         self.dim, self.grid, self.levels = dim, tuple(grid), levels
         self.recompute, self.images = recompute, images
         self.out = levels * dim if out is None else out
@@ -78,6 +83,8 @@ class MaskPredictor(nn.Module):
             self.video_embedding = nn.Parameter(SMALL * torch.randn(1, 1, width))
             self.image_embedding = nn.Parameter(SMALL * torch.randn(1, 1, width))
         initialise_deep(self, self.blocks)
+        if token_std:  # last, and only then: other models draw the numbers that they always drew
+            nn.init.trunc_normal_(self.mask_tokens, std=token_std)
 
     def forward(
         self, z: Tensor, context: Tensor, target: Tensor, token: int | Tensor = 0, grid: Grid | None = None

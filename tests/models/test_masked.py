@@ -166,6 +166,19 @@ def test_rows_of_other_lengths_in_every_batch_need_few_graphs():
     assert len(graphs) <= 4
 
 
+def test_mask_tokens_begin_as_zeros_or_truncated_normal():
+    """Whatever they begin as, all else is drawn the same."""
+    states = []
+    for std in (0.0, 0.02):
+        torch.manual_seed(0)
+        states.append(MaskPredictor(DIM, GRID, 4, 400, 1, 4, images=True, token_std=std).state_dict())
+    zeros, normal = (state.pop("mask_tokens") for state in states)
+    assert not zeros.any() and normal.std().item() == pytest.approx(0.02, rel=0.1)
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    with pytest.raises(InputError, match="token_std=-1"):
+        MaskPredictor(token_std=-1)
+
+
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="set the predictor's as the encoder's"):
         MaskedJEPA(VideoViT(24, 8, 2, 8, DIM, 1, 2), predictor(), EMA())
