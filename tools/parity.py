@@ -32,6 +32,9 @@ from tools.families import KINDS as WORLDS
 from tools.families import Config, Tensors, part, sides
 
 LIMIT = 1e-5
+OBJECTS = ("encoder", "predictor", "config")  # what the metadata says of modules
+COUNTS = ("num_frames", "num_heads", "heads", "predictor_heads", "patch_size")  # of them what is read here
+FLAGS = ("use_rope", "uniform_power", "use_extrinsics")
 
 
 def masked(tensors: Tensors, config: Config) -> Tensors:
@@ -46,7 +49,7 @@ def masked(tensors: Tensors, config: Config) -> Tensors:
     # by the convolution itself: the encoder's matrix product rounds the same sums in another order, 1e-5 apart
     tokens = encoder.patch_embed(video.transpose(1, 2)).flatten(2).transpose(1, 2)
     grid = encoder.clip_grid(video)
-    context, target = tensors.pop("context_indices"), tensors.pop("target_indices")
+    context, target = (_index(tensors, name, math.prod(grid)) for name in ("context_indices", "target_indices"))
     made = {"full_tokens": encoder.encode(tokens, grid=grid), "context_tokens": encoder.encode(tokens, context, grid)}
 
     state, heads = part(tensors, "predictor."), config["predictor"]["num_heads"]
@@ -62,6 +65,16 @@ def masked(tensors: Tensors, config: Config) -> Tensors:
     h = take(layer_norm(made["full_tokens"]), target)
     first = Prediction(z=h, h=h[:, None], action=h, p=made["prediction_mask0"][:, None])
     return made | {"loss": Regression("l1")(first).view(1)}
+
+
+def _index(tensors: Tensors, name: str, count: int) -> Tensor:
+    """Take out token numbers [B,K] of clips of so many tokens."""
+    index = tensors.pop(name)
+    if index.dtype not in (torch.int32, torch.int64) or index.ndim != 2 or not index.numel():
+        raise ValueError(f"{name} is {index.dtype} {tuple(index.shape)}, expected whole numbers [B,K]")
+    if index.min() < 0 or index.max() >= count:
+        raise ValueError(f"{name} goes from {index.min()} to {index.max()}, but a clip has {count} tokens, from 0")
+    return index
 
 
 def _predictor_grids(encoder: VideoViT) -> list[Grid]:
@@ -110,14 +123,15 @@ def differences(path: Path) -> dict[str, float]:
         raise InputError(f"{path}: no such module is rebuilt here; known by one of the outputs {', '.join(KINDS)}")
     try:
         made = kind(tensors, config)
+        found = {name: _largest(made[name], value) for name, value in tensors.items() if name in made}
     except KeyError as error:
         raise InputError(f"{path} lacks {error}, which {kind.__name__} fixtures have") from error
-    except (ValueError, RuntimeError) as error:  # sizes that contradict each other
+    except (ValueError, RuntimeError, IndexError, AssertionError) as error:  # sizes that contradict each other
         raise InputError(f"{path} is no {kind.__name__} fixture: {' '.join(str(error).split())[:300]}") from error
     if tensors.keys() != made.keys():
         odd = ", ".join(sorted(tensors.keys() ^ made.keys()))
         raise InputError(f"{path}: a fixture of this kind has outputs {', '.join(made)}; not in both: {odd}")
-    return {name: _largest(made[name], value) for name, value in tensors.items()}
+    return found
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -126,13 +140,35 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             config = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, config
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is no whole safetensors file with JSON metadata ({error}); write it again") from error
+    for name in config.keys() & set(OBJECTS):
+        _check(config[name], f"{path}: {name} in the metadata")
+    return tensors, config
 
 
 def _parsed(value: str) -> Any:
     return json.loads(value) if value.startswith("{") else value
+
+
+def _check(about: Any, where: str) -> None:
+    """Raise :class:`InputError` unless what the metadata says of a module is an object, and its sizes are sizes."""
+
+    def size(value: Any) -> bool:
+        return type(value) is int and value > 0
+
+    def side(value: Any) -> bool:
+        return size(value) or (isinstance(value, list) and len(value) == 2 and all(map(size, value)))
+
+    if not isinstance(about, dict):
+        raise InputError(f"{where} is {str(about)[:50]!r}, expected a JSON object of sizes; write the fixture again")
+    rules = [(COUNTS, size, "a whole number above 0"), (FLAGS, lambda value: type(value) is bool, "true or false")]
+    for names, allowed, expected in (*rules, (("img_size",), side, "one or two whole numbers above 0")):
+        for name in names:
+            if name in about and not allowed(about[name]):
+                given = str(about[name])[:50]
+                raise InputError(f"{where} says {name}={given!r}, expected {expected}; write the fixture again")
 
 
 def _largest(ours: Tensor, theirs: Tensor) -> float:

@@ -62,6 +62,15 @@ def without(key):
     return lambda tensors, metadata: (tensors.pop(key, None), metadata.pop(key, None))
 
 
+def said(key, name, value):
+    """The metadata says something else of a module."""
+    return lambda tensors, metadata: metadata.update({key: json.dumps(json.loads(metadata[key]) | {name: value})})
+
+
+def changed(key, change):
+    return lambda tensors, metadata: tensors.update({key: change(tensors[key]).contiguous()})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -74,12 +83,39 @@ def without(key):
         lambda tensors, metadata: tensors.update({"encoder.mystery": torch.zeros(1)}),
         lambda tensors, metadata: tensors.update(loss=torch.zeros(2)),
         lambda tensors, metadata: metadata.update(encoder="{"),
+        lambda tensors, metadata: metadata.update(encoder="vit_tiny"),
+        *(said("encoder", "num_heads", value) for value in ("2", None, 0, 2.0, 5)),
+        *(said("encoder", "num_frames", value) for value in (None, "8", -1)),
+        *(said("encoder", "img_size", value) for value in (None, 60, [64, 64, 64], [0, 0], [64, "a"])),
+        said("encoder", "use_rope", "no"),
+        said("predictor", "num_heads", None),
+        *(changed("context_indices", change) for change in (lambda x: x + 60, lambda x: x - 60, torch.Tensor.float)),
+        changed("target_indices", lambda x: x[:, :0]),
+        changed("full_tokens", lambda x: x > 0),
+        lambda tensors, metadata: tensors.update(prediction_mask7=tensors["prediction_mask0"].clone()),
+        changed("video", torch.flatten),
     ],
 )
 def test_a_file_that_is_no_fixture_is_refused_in_one_line(damage, tmp_path, capsys):
     assert main([damaged("vjepa2_tiny", tmp_path, damage)]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("attentive_depth4_tiny", lambda tensors, metadata: metadata.update(config="x")),
+        ("attentive_depth4_tiny", said("config", "num_heads", 0)),
+        ("vjepa2_ac_tiny", said("config", "patch_size", "16")),
+        ("vjepa2_ac_tiny", said("config", "use_extrinsics", None)),
+        ("lewm_tiny", said("config", "predictor_heads", None)),
+        ("lewm_tiny", changed("actions", lambda x: x[0])),
+    ],
+)
+def test_other_kinds_are_refused_in_one_line_too(name, damage, tmp_path, capsys):
+    assert main([damaged(name, tmp_path, damage)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_files_that_are_not_there_or_not_whole_are_refused(tmp_path):
