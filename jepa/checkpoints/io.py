@@ -35,6 +35,7 @@ def whole(path: Path, advice: str) -> Iterator[Path]:
         code = _code(error)
         if code in (None, errno.EIO):  # a device that fails is nobody's mistake
             raise
+        code = errno.ENOTDIR if code == errno.EEXIST else code  # a file where its folder should be made
         raise InputError(f"cannot write {path}: {os.strerror(code)}; name another folder or file") from error
 
 

@@ -65,7 +65,8 @@ def load(
             are looked up in the table of published models, and override it.
         heads: attention heads of the encoder, or of the probe.
         predictor_heads: attention heads of the predictor.
-        size: height and width of a frame in pixels, one number where they are equal.
+        size: height and width of a frame in pixels, one number where they are equal; where sine-cosine positions are
+            stored (I-JEPA, V-JEPA), it and the frames are theirs, and others are refused.
         frames: of the longest video.
         positions: their form, as for jepa.models.video.VideoViT.
         probe: which of several probes of a file, from 0; null for the model where a file has both.

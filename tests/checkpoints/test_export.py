@@ -186,6 +186,9 @@ def test_what_transformers_cannot_hold_is_said(tmp_path, model, message):
 
 
 def test_models_without_a_published_layout(tmp_path):
+    for write in (write_official, write_hf):
+        with pytest.raises(InputError, match="without blocks has no published layout"):
+            write(forecasting(depth=0), tmp_path / "model.pt")
     with pytest.raises(InputError, match="FrozenEncoder with a ViT has no published layout"):
         write_official(FrozenEncoder(ViT(24, 16, 8, 24, 1, 2)), tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
@@ -234,6 +237,7 @@ def made_folder(path):
     [
         (write_official, lambda folder: Path("/proc/model.pt")),
         (write_official, lambda folder: plain_file(folder) / "model.pt"),
+        (write_official, lambda folder: plain_file(folder) / "deeper" / "model.pt"),
         (write_official, lambda folder: folder),
         (write_official, lambda folder: folder / f"{'long' * 100}.pt"),
         (write_hf, lambda folder: Path("/proc/model.safetensors")),
