@@ -109,7 +109,36 @@ def resolve_configs(args: list[str]) -> list[str]:
             resolved += ["--config", str(find_config(value))]
         else:
             resolved.append(arg)
+    _check_vars(resolved)
     return resolved
+
+
+def _check_vars(args: list[str]) -> None:
+    """InputError for a flag ``--vars.NAME`` that no file has or refers to: it would change nothing."""
+    values = [arg.partition("=")[2] if arg.startswith("--") and "=" in arg else arg for arg in args]
+    files = [Path(value) for value in values if value.endswith((".yaml", ".yml"))]
+    known: set[str] = set()
+    for path in files:
+        known |= _vars_of(path, ())
+    for arg in args:
+        name = arg.removeprefix("--vars.").partition("=")[0]
+        if files and arg.startswith("--vars.") and name.partition(".")[0] not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise InputError(f"no config refers to ${{vars.{name}}}{did_you_mean(name, known)}; known: {listed}")
+
+
+def _vars_of(path: Path, above: tuple[Path, ...]) -> set[str]:
+    """Names of the vars that a file and the files that it names have or refer to."""
+    if path in above or not path.is_file():  # the parser says what is wrong there
+        return set()
+    text = path.read_text()
+    tree = yaml.safe_load(text)
+    names = set(re.findall(r"\$\{vars\.(\w+)", text))
+    if isinstance(tree, dict):
+        names |= set(tree.get("vars") or {})
+        parts = (value for value in tree.values() if isinstance(value, str) and value.endswith((".yaml", ".yml")))
+        names = names.union(*(_vars_of(path.parent / part, (*above, path)) for part in parts))
+    return names
 
 
 def call(function: Callable[..., Any], args: list[str], verb: str = "") -> Any:

@@ -36,6 +36,7 @@ def checkpoint(workshop) -> Path:
         (("fit", "-c", "missing.yaml"), "no config 'missing.yaml'; the names are"),
         (("fit",), "required: data, model"),
         ((*FIT, "--trainer.max_step=3"), "unknown key 'trainer.max_step' (did you mean 'trainer.max_steps'?)"),
+        ((*FIT, "--vars.dmi=16"), "no config refers to ${vars.dmi} (did you mean 'dim'?); known: "),
         ((*FIT, "--modle=3"), "unknown key 'modle' (did you mean 'model'?)"),
         ((*FIT, "--data.batchsize=3"), "EpisodeData has no option 'batchsize' (did you mean 'batch_size'?)"),
         ((*FIT, "--model.world.encoder.init_args.dmi=3"), "ConvNet has no option 'dmi' (did you mean 'dim'?)"),

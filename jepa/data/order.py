@@ -103,8 +103,8 @@ def regroup(fit_loop: dict[str, Any], batch_size: int, ranks: int) -> None:
 class ResumableLoader(DataLoader):
     """A DataLoader that Lightning saves with its checkpoints, and that goes on with the next batch of the same epoch.
 
-    What was handed out counts, not what workers fetched ahead: ``items`` of it in every batch of all processes. The pass begins at its first ``next``, since Lightning
-    makes the iterator before it knows the epoch.
+    What was handed out counts, not what workers fetched ahead: ``items`` of it in every batch of all processes. A pass
+    begins at its first ``next``, since Lightning makes the iterator before it knows the epoch.
 
     Args:
         dataset: The windows.
