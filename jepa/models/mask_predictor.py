@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_least
 from jepa.models.layers import Block, run
 from jepa.models.packing import Packing
 from jepa.models.positions import Form, Grid, GridPositions
-from jepa.models.video import SMALL, initialise_deep
+from jepa.models.video import SMALL, check_transformer, initialise_deep
 
 
 class MaskPredictor(nn.Module):
@@ -58,11 +58,9 @@ class MaskPredictor(nn.Module):
         token_std: float = 0.0,
     ) -> None:
         super().__init__()
-        if width % heads or masks < 1 or levels < 1:
-            raise InputError(
-                f"MaskPredictor was given width={width}, heads={heads}, masks={masks}, levels={levels}; width must be "
-                "a multiple of heads, and masks and levels at least 1"
-            )
+        for name, given in {"dim": dim, "masks": masks, "levels": levels, "out": out}.items():
+            check_least(f"{name} of MaskPredictor", given, 1)
+        check_transformer("MaskPredictor", "width", width, depth, heads, mlp_ratio)
         if not 0 <= token_std < float("inf"):
             raise InputError(f"MaskPredictor was given token_std={token_std}; expected 0 or more, e.g. 0.02")
         self.dim, self.grid, self.levels = dim, tuple(grid), levels

@@ -123,7 +123,7 @@ def _axes(sides: tuple[int, ...]) -> list[Tensor]:
 def sincos_2d(grid: tuple[int, int], width: int) -> Tensor:
     """Fixed embedding ``[h*w, width]``: the first half encodes the row, the second the column (each sine | cosine)."""
     if width % 4:
-        raise ValueError(f"sine-cosine positions want a width that is a multiple of 4, was given {width}")
+        raise InputError(f"sincos_2d positions want a width that is a multiple of 4, not {width}; choose another width")
     return torch.cat([_sincos(axis, width // 2) for axis in _axes(grid)], dim=1).float()
 
 

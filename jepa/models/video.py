@@ -9,13 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.errors import InputError
+from jepa.errors import InputError, check_least
 from jepa.models.encoders import Encoder
 from jepa.models.layers import Block, initialise, layer_norm, run, take
 from jepa.models.packing import Beside, Packing
 from jepa.models.positions import Form, Grid, GridPositions
 
 SMALL = 1e-6  # standard deviation of fresh modality embeddings
+
+
+def check_transformer(what: str, name: str, width: int, depth: int, heads: int, mlp_ratio: float) -> None:
+    """Raise :class:`InputError` unless a transformer can have these sizes; ``name`` is what its width is called."""
+    for size, given in ((name, width), ("depth", depth), ("heads", heads)):
+        check_least(f"{size} of {what}", given, 1)
+    if width % heads:
+        raise InputError(f"{what} was given {name}={width} and heads={heads}; {name} must be a multiple of heads")
+    if not 0.5 < width * mlp_ratio < math.inf:
+        raise InputError(
+            f"{what} was given {name}={width} and mlp_ratio={mlp_ratio}, expected feed-forward layers of a width that "
+            "rounds to 1 or more; give a larger mlp_ratio, e.g. 4.0"
+        )
 
 
 def initialise_deep(module: nn.Module, blocks: nn.ModuleList) -> None:
@@ -77,13 +90,15 @@ class VideoViT(Encoder):
     ) -> None:
         super().__init__(size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), norm)
         height, width = self.frame
+        sizes = {"height": height, "width": width, "frames": frames, "tubelet": tubelet, "patch": patch}
+        for name, given in sizes.items():
+            check_least(f"{name} of VideoViT", given, 1)
+        check_transformer("VideoViT", "dim", dim, depth, heads, mlp_ratio)
         if height % patch or width % patch or frames % tubelet:
             raise InputError(
                 f"VideoViT was given {frames} frames of {height}x{width} pixels and tubelets of {tubelet} frames of "
                 f"{patch} pixels; frames and size must be multiples of them"
             )
-        if dim % heads:
-            raise InputError(f"VideoViT was given dim={dim} and heads={heads}; dim must be a multiple of heads")
         if levels is not None and (list(levels) != sorted({*levels, depth - 1}) or levels[0] < 0):
             raise InputError(
                 f"VideoViT was given levels={levels} of {depth} blocks; give rising numbers of blocks, counted from 0, "

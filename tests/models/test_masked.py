@@ -186,6 +186,13 @@ def test_parts_that_do_not_fit_are_refused():
         MaskPredictor(width=10, heads=3)
 
 
+@pytest.mark.parametrize("name", ["dim", "masks", "width", "depth", "heads", "mlp_ratio", "levels", "out"])
+def test_a_predictor_of_no_size_is_refused(name):
+    with pytest.raises(InputError, match=f"{name}.*0.*expected") as error:
+        MaskPredictor(**{"grid": GRID, "width": 48, "depth": 1, "heads": 2, name: 0})
+    assert "\n" not in str(error.value)
+
+
 def test_masks_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="given 2 masks, but has 1 mask tokens"):
         model(masks=1)(clip(), [mask(8, 1, 5)] * 2)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from jepa.errors import InputError
 from jepa.models.positions import rotary_table, rotate, sincos_2d
 
 
@@ -53,5 +54,5 @@ def test_sincos_closed_form():
 
 
 def test_sincos_wants_quarters():
-    with pytest.raises(ValueError, match="multiple of 4"):
+    with pytest.raises(InputError, match="multiple of 4"):
         sincos_2d((2, 2), 6)

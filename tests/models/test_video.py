@@ -218,8 +218,12 @@ def test_a_video_that_does_not_fit_is_refused(video, message):
     [
         *({"size": 20}, {"size": (16, 20)}, {"frames": 5}, {"heads": 5}, {"positions": "rotary"}),
         *({"positions": "sincos_2d"}, {"levels": ()}, {"levels": (1,)}, {"levels": (0, 0)}, {"levels": (-1, 0)}),
+        {"positions": "sincos_2d", "frames": 2, "dim": 54},
+        *({name: 0} for name in ("size", "frames", "tubelet", "patch", "dim", "depth", "heads", "mlp_ratio")),
+        *({"depth": -1}, {"mlp_ratio": -1.0}, {"mlp_ratio": float("inf")}, {"mlp_ratio": float("nan")}),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(arguments):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as error:
         VideoViT(**({"size": 16, "frames": 4, "dim": 48, "depth": 1, "heads": 2} | arguments))
+    assert "\n" not in str(error.value)
