@@ -57,8 +57,10 @@ def inspect_features(
     neighbours: int = 6,
     source: Path | None = None,
 ) -> Features:
-    """Say what the latents of a feature cache are like: effective ranks, the spectrum of their variance, dead
-    dimensions, nearest neighbours as a picture, and their likeness (linear CKA) to those of another cache.
+    """Say what the latents of a feature cache are like, and how like those of another cache.
+
+    That is effective ranks, the spectrum of their variance, dead dimensions, nearest neighbours as a picture, and linear
+    CKA.
 
     Rows are read in batches: memory grows with the width of the latents, not with their number. Two checkpoints are
     compared by a cache of each over the same data.
