@@ -59,8 +59,8 @@ def inspect_features(
 ) -> Features:
     """Say what the latents of a feature cache are like, and how like those of another cache.
 
-    That is effective ranks, the spectrum of their variance, dead dimensions, nearest neighbours as a picture, and linear
-    CKA.
+    That is effective ranks, the spectrum of their variance, dead dimensions, nearest neighbours as a picture, and
+    linear CKA.
 
     Rows are read in batches: memory grows with the width of the latents, not with their number. Two checkpoints are
     compared by a cache of each over the same data.
