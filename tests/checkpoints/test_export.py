@@ -186,9 +186,6 @@ def test_what_transformers_cannot_hold_is_said(tmp_path, model, message):
 
 
 def test_models_without_a_published_layout(tmp_path):
-    for write in (write_official, write_hf):
-        with pytest.raises(InputError, match="without blocks has no published layout"):
-            write(forecasting(depth=0), tmp_path / "model.pt")
     with pytest.raises(InputError, match="FrozenEncoder with a ViT has no published layout"):
         write_official(FrozenEncoder(ViT(24, 16, 8, 24, 1, 2)), tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
