@@ -279,6 +279,14 @@ def test_only_legacy_blocks_never_reach_the_last_row_and_column(collation):
     assert not (seen[:, 15].any() or seen[:, :, 15].any()) if collation == "legacy" else seen.all()
 
 
+def test_only_legacy_contexts_show_what_the_last_targets_ask_where_they_would_be_too_small():
+    for collation in COLLATIONS:
+        (mask,) = Masks([Blocks()], collation)(torch.arange(64), (1, 5, 5))
+        seen, asked = rows(mask.context, mask.context_offsets), rows(mask.target, mask.target_offsets)
+        counts = torch.tensor([bool(set(seen[i // 4]) & set(row)) for i, row in enumerate(asked)]).view(64, 4).sum(0)
+        assert counts[0] == 0 < counts[2] < counts[3] if collation == "legacy" else not counts.any()
+
+
 def test_legacy_has_one_block_size_per_batch():
     lengths = [mask.target.shape[2] for (mask,) in batches(Masks([Blocks()], "legacy"), IMAGE, 8, 20)]
     assert len(set(lengths)) > 3
@@ -344,6 +352,7 @@ def test_masks_repeat_and_differ_by_seed_id_epoch_and_generator():
         (lambda: Tubes(1.0), "ratio was given 1.0"),
         (lambda: Masks([Tubes(0.95)])(torch.arange(2), (4, 3, 3)), "smaller ratio"),
         (lambda: Masks([Blocks()], "legacy")(torch.arange(2), (1, 1, 8)), "2 rows and columns"),
+        (lambda: Masks([Blocks()], "legacy")(torch.arange(2), (1, 4, 4)), "fewer or smaller"),  # of 9 tokens at most
         (lambda: Masks([MultiBlock(1, (1.0, 1.0), aspect=(1.0, 1.0))])(torch.arange(2), VIDEO), "fewer or smaller"),
     ],
 )

@@ -8,7 +8,8 @@ A generator draws, for every sample, the tokens of the context and of M targets.
 * ``packed`` cuts nothing: rows of different lengths, end to end, and each a function of (seed, sample id) alone.
 * ``legacy`` is the published way: all rows are cut to the shortest of the batch and keep their first tokens in raster
   order, so that the context lies in the early frames (the top rows of an image) and shrinks there as the batch grows;
-  one block size for the whole batch; and 2-D blocks never reach the last row and column.
+  one block size for the whole batch; 2-D blocks never reach the last row and column; and where these leave too little,
+  the context shows what some of them ask.
 """
 
 from jepa.masks.collation import COLLATIONS, Masks

@@ -11,6 +11,7 @@ from jepa.masks.generators import Chance, Grid, MaskGenerator
 from jepa.masks.random import Array, fold
 
 ATTEMPTS = 100  # draws of one sample until its context and its targets are large enough
+PATIENCE = 20  # of legacy masks, as published, draws until a context may overlap one more of its targets
 REFERENCE = 1024  # samples that stand for a generator: always the same ones, whatever the seed of the masks
 CHUNK = 64  # of them at a time
 
@@ -26,7 +27,8 @@ def draw(
     least_context, least_target = max(least[0], generator.min_keep + 1), least[1]
     for attempt in range(ATTEMPTS):
         own = fold(key[rows], attempt)
-        drawn = generator.draw(Chance(own, size_key.repeat(len(rows)) if legacy else own, legacy), grid)
+        sizes, relaxed = (size_key.repeat(len(rows)), attempt // PATIENCE) if legacy else (own, 0)
+        drawn = generator.draw(Chance(own, sizes, legacy, relaxed), grid)
         if not attempt:
             context, target = drawn
         else:

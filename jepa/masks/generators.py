@@ -24,6 +24,7 @@ class Chance:
     key: Array  # uint64 [B]
     size_key: Array  # uint64 [B]: sizes of blocks come from here; legacy: the same number for the whole batch
     legacy: bool = False
+    relaxed: int = 0  # legacy: target blocks, the last ones, that a context need not avoid
 
     def size(self, purpose: int) -> Array:
         """float64 [B,3]: one number each for the length in time, the area and the aspect ratio."""
@@ -41,13 +42,16 @@ class MaskGenerator(Protocol):
     min_keep: int
 
     def draw(self, chance: Chance, grid: Grid) -> tuple[Array, Array]:
-        """Context bool [B,N] and targets bool [B,M,N] over the N tokens of the grid, disjoint within a sample."""
+        """Context bool [B,N] and targets bool [B,M,N] over the N tokens of the grid, disjoint within a sample but for
+        targets that a relaxed context need not avoid."""
 
 
 class Blocks:
     """I-JEPA (Assran et al. 2023): target blocks that are forecast one by one, from a large block that lacks them.
 
-    On video, blocks reach through all steps. Tokens outside of all blocks are neither context nor target.
+    On video, blocks reach through all steps. Tokens outside of all blocks are neither context nor target. Under the
+    collation ``legacy``, as published, a context that is too small in 20 draws need no longer avoid the last target
+    block, after 20 more the last two, and so on: such a context shows what is asked.
 
     Args:
         targets: M, target blocks of a sample
@@ -83,7 +87,8 @@ class Blocks:
         target = _blocks(size, chance.place(PLACE, self.targets), grid, spare)
         size = _sizes(self._number(chance, CONTEXT_SIZE), grid, self.context_scale, self.context_aspect, spare)
         context = _blocks(size, chance.place(CONTEXT_PLACE, 1), grid, spare)[:, 0]
-        return context & ~target.any(1), target
+        avoided = target[:, : max(0, self.targets - chance.relaxed)]
+        return context & ~avoided.any(1), target
 
     @staticmethod
     def _number(chance: Chance, purpose: int) -> Array:
@@ -152,6 +157,9 @@ class MultiBlock:
 
 class Tubes:
     """Random tubes: the context is a random choice of places, the same in all steps; the target everything else.
+
+    The published rule is ``floor(places * (1 - ratio))`` in floating-point numbers, and so is this one: where the
+    product is a whole number but for rounding, the context may have one place less (9 of 100 at a ratio of 0.9).
 
     Args:
         ratio: share of the places that are targets; the context has the rest, rounded down
