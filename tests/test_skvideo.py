@@ -15,7 +15,7 @@ from jepa.data.index import VideoIndex
 from probes.cache import FeatureCache
 
 CLIPS = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_distorted.mp4", "carphone_pristine.mp4")
-SMALL = {"run": "films", "data": "films", "size": 32, "frames": 4, "fps": 8, "grid": "[2,2,2]", "dim": 24, "depth": 1}
+SMALL = {"run": "films", "data": "films", "size": 32, "frames": 4, "grid": "[2,2,2]", "dim": 24, "depth": 1}
 SMALL |= {"heads": 2, "width": 24, "predictor_depth": 1, "predictor_heads": 2, "steps": 4, "check": 2}
 FIT = (
     *(f"--vars.{name}={value}" for name, value in SMALL.items()),
