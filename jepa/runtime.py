@@ -82,11 +82,17 @@ def find_config(name: str) -> Path:
     raise InputError(f"no config {name!r}{hint}: expected a path that ends in .yaml, or a name in configs/")
 
 
-def _check_mapping(path: Path) -> Path:
+def _read_yaml(path: Path) -> tuple[str, Any]:
+    """The text of a file, and what it says."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        return text, yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}); correct it there") from error
+
+
+def _check_mapping(path: Path) -> Path:
+    _, tree = _read_yaml(path)
     if not isinstance(tree, dict):
         kind = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise InputError(f"{path} holds {kind}, expected keys and values; see {', '.join(config_names()[:3])}, ...")
@@ -115,14 +121,15 @@ def resolve_configs(args: list[str]) -> list[str]:
 
 def _check_vars(args: list[str]) -> None:
     """InputError for a flag ``--vars.NAME`` that no file has or refers to: it would change nothing."""
-    values = [arg.partition("=")[2] if arg.startswith("--") and "=" in arg else arg for arg in args]
-    files = [Path(value) for value in values if value.endswith((".yaml", ".yml"))]
+    given = [re.split("[.=]", arg)[1] for arg in args if arg.startswith("--vars.")]
+    files = [Path(value) for arg in args if (value := arg.rpartition("=")[2]).endswith((".yaml", ".yml"))]
+    if not given or not files:
+        return
     known: set[str] = set()
     for path in files:
         known |= _vars_of(path, ())
-    for arg in args:
-        name = arg.removeprefix("--vars.").partition("=")[0]
-        if files and arg.startswith("--vars.") and name.partition(".")[0] not in known:
+    for name in given:
+        if name not in known:
             listed = ", ".join(sorted(known)) or "none"
             raise InputError(f"no config refers to ${{vars.{name}}}{did_you_mean(name, known)}; known: {listed}")
 
@@ -131,14 +138,10 @@ def _vars_of(path: Path, above: tuple[Path, ...]) -> set[str]:
     """Names of the vars that a file and the files that it names have or refer to."""
     if path in above or not path.is_file():  # the parser says what is wrong there
         return set()
-    text = path.read_text()
-    tree = yaml.safe_load(text)
-    names = set(re.findall(r"\$\{vars\.(\w+)", text))
-    if isinstance(tree, dict):
-        names |= set(tree.get("vars") or {})
-        parts = (value for value in tree.values() if isinstance(value, str) and value.endswith((".yaml", ".yml")))
-        names = names.union(*(_vars_of(path.parent / part, (*above, path)) for part in parts))
-    return names
+    text, tree = _read_yaml(path)
+    own = tree.get("vars") or {} if isinstance(tree, dict) else {}
+    parts = (path.parent / name for name in re.findall(r"[\w./-]+\.ya?ml\b", text))
+    return set(own).union(re.findall(r"\$\{vars\.(\w+)", text), *(_vars_of(part, (*above, path)) for part in parts))
 
 
 def call(function: Callable[..., Any], args: list[str], verb: str = "") -> Any:

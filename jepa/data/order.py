@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -73,25 +73,28 @@ def check_filled(order: DistributedSampler, items: str, batch_size: int) -> None
         )
 
 
-def regroup(fit_loop: dict[str, Any], batch_size: int, ranks: int) -> None:
+def regroup(fit_loop: dict[str, Any], data: LightningDataModule, ranks: int) -> None:
     """Change what a checkpoint says of its place in an epoch, counted in batches, to batches of another size or of
     another number of processes: so many items of the epoch are done, whoever takes the next ones.
 
     Args:
-        fit_loop: The state of Lightning's fit loop, with that of a :class:`ResumableLoader`. Changed in place.
-        batch_size: Items of a batch from now on.
+        fit_loop: The state of Lightning's fit loop. Changed in place, where it has that of one ResumableLoader.
+        data: Has the ``batch_size`` from now on.
         ranks: Processes from now on.
 
     Raises:
         InputError: the place lies within such a batch.
     """
-    (loader,), now = fit_loop["state_dict"]["combined_loader"], batch_size * ranks
-    before = loader.get("items", now)  # a checkpoint that does not tell goes on as it was
-    done, rest = divmod(loader["batch"] * before, now)
+    states = fit_loop["state_dict"].get("combined_loader") or []
+    if len(states) != 1 or "items" not in states[0]:  # another loader, or an older checkpoint, which does not tell
+        return
+    loader, now = states[0], data.batch_size * ranks
+    items = loader["batch"] * loader["items"]
+    done, rest = divmod(items, now)
     if rest:
         raise InputError(
-            f"the checkpoint lies {loader['batch'] * before} items into an epoch, within a batch of {batch_size} on "
-            f"{ranks} processes; choose a size and a number that divide it, or go on from another checkpoint"
+            f"the checkpoint lies {items} items into an epoch, within a batch of {data.batch_size} on {ranks} "
+            "processes; choose a size and a number that divide it, or go on from another checkpoint"
         )
     moved = done - loader["batch"]
     loader |= {"batch": done, "items": now}

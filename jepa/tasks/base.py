@@ -99,8 +99,9 @@ def requeued(trainer: Trainer) -> str | None:
 
 def check_nodes(trainer: Trainer) -> None:
     """InputError where a run of several machines was started by hand on one: it would wait for the others for ever."""
-    launched = TorchElasticEnvironment.detect() or SLURMEnvironment.detect() or MPIEnvironment.detect()
-    if trainer.num_nodes > 1 and not launched and "NODE_RANK" not in os.environ:
+    if trainer.num_nodes == 1 or "NODE_RANK" in os.environ:
+        return
+    if not any(kind.detect() for kind in (TorchElasticEnvironment, SLURMEnvironment, MPIEnvironment)):
         raise InputError(
             f"this run is for {trainer.num_nodes} machines, and nothing tells which of them this is; start it with "
             "torchrun or srun on each, or give one machine: --vars.nodes=1, or --trainer.num_nodes=1 without vars.nodes"

@@ -141,15 +141,10 @@ class MaskedPretrain(Training):
         """Latents [B,T,N,D] of the clips of each length."""
         return [self.world.encode(sample) for sample in batch]
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **trainers: Any) -> None:
         """Clip the encoder's and the predictor's gradients, each by its own norm, as published for V-JEPA."""
         if self.clip is None:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            super().configure_gradient_clipping(optimizer, **trainers)
         elif self.progress >= self.clip_after:
             for part in (self.world.encoder, self.world.predictor):
                 torch.nn.utils.clip_grad_norm_(part.parameters(), self.clip)

@@ -135,9 +135,8 @@ class Training(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
-        data = self.trainer.datamodule
-        if self.trainer.training and checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader"):
-            regroup(checkpoint["loops"]["fit_loop"], data.batch_size, self.trainer.world_size)
+        if self.trainer.training and "loops" in checkpoint:  # weights alone have none, and Lightning says so
+            regroup(checkpoint["loops"]["fit_loop"], self.trainer.datamodule, self.trainer.world_size)
         # what the weights were trained with counts, whatever the statistics of a dataset that has grown since
         self.world.specs = Specs.from_dict(checkpoint["jepa"]["specs"])
         torch.set_rng_state(checkpoint["random_state"])
